@@ -1,0 +1,22 @@
+"""The artifact on one page: what training writes, the service reads, and nothing else passes.
+
+``models/active.json``              {"image": "name/version", "timeseries": "name/version"}
+``models/<name>/<version>/``        one artifact; never changed once it is there
+    ``manifest.json``               everything below by name and sha256; input rule, family, params,
+                                    calibration in numbers, metrics, provenance (``manifest``)
+    ``calibration.npz``             ``scores``: sorted raw scores of held-out normals (``calibration``)
+    ``golden.npz``                  raw inputs (``images`` uint8, or ``rows`` and ``stride``) with the
+                                    ``scores`` and ``maps`` seen at publishing
+    ``*.onnx  *.npz  *.faiss``      graphs and arrays of the family; plain data, no pickles
+    ``CARD.md``                     for people
+
+``preprocess`` turns pixels and rows into model inputs on both sides; ``store`` lists, verifies and
+publishes; ``errors`` is the tree of exceptions.
+
+``manifest.FORMAT`` is raised when a service of the previous release would read a new artifact
+wrongly or not at all: a member added to, removed from or renamed in ``Manifest`` (unknown members
+are refused), another meaning of a member, another preprocessing step, other arrays in the files
+above. It is not raised for a new family or new ``params``: families validate their own. To raise
+it: FORMAT + 1 and ``Manifest.format`` with it, an entry in CHANGELOG.md, publish the shipped models
+again (the old folders stay readable by the old release only), and say so in the README.
+"""

@@ -1,0 +1,179 @@
+"""What an artifact says of itself: ``manifest.json`` as frozen, strict pydantic models."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+FORMAT = 1
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+def is_model_name(text: str) -> bool:
+    """True when ``text`` can name a model: lower case letters, digits, dot, dash, underscore."""
+    return re.fullmatch(NAME_PATTERN, text) is not None
+
+
+class Frozen(BaseModel):
+    """Base of everything in a manifest: immutable, no unknown members, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ImageInput(Frozen):
+    """How an image becomes a model input; see ``preprocess.prepare_image`` for the steps.
+
+    ``height`` and ``width`` are the size after resizing; ``pad`` zero pixels are then added on each
+    side, so that a model input has ``height + 2 * pad`` rows. ``contrast`` works on one image alone
+    and never on a batch: ``none``; ``minmax`` per channel to [0, 1], a constant channel gives 0;
+    ``gcn`` subtracts the image's mean and divides by its mean absolute deviation, a constant image
+    gives 0. Then ``(x - mean) / std`` per channel.
+    """
+
+    kind: Literal["image"] = "image"
+    height: int = Field(ge=4, le=2048)
+    width: int = Field(ge=4, le=2048)
+    channels: Literal[1, 3]
+    resize: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    pad: int = Field(default=0, ge=0, le=64)
+    contrast: Literal["none", "minmax", "gcn"] = "none"
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _one_number_per_channel(self) -> Self:
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"mean and std need {self.channels} numbers, one per channel")
+        if any(s <= 0 for s in self.std):
+            raise ValueError("std must be positive")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a model input."""
+        return (self.channels, self.height + 2 * self.pad, self.width + 2 * self.pad)
+
+
+class Column(Frozen):
+    """One sensor: name, unit, scaler and the range outside which a reading is not believed."""
+
+    name: str = Field(min_length=1, max_length=128)
+    unit: str = Field(max_length=32, description="physical unit, or 'standardised', or '' if unknown")
+    mean: float
+    std: float = Field(gt=0)
+    low: float
+    high: float
+    must_vary: bool = Field(
+        default=False, description="a window in which this sensor is constant is not scorable"
+    )
+
+
+class SeriesInput(Frozen):
+    """How rows of sensor readings become windows; see ``preprocess.prepare_series``.
+
+    ``smoothing`` is the length of a centred moving average in rows (1 = none), so that
+    ``(smoothing - 1) / 2`` rows are consumed at either end.
+    """
+
+    kind: Literal["series"] = "series"
+    columns: tuple[Column, ...] = Field(min_length=1)
+    period_s: float | None = Field(gt=0, description="sampling period; None when unknown")
+    smoothing: int = Field(default=1, ge=1, le=1001)
+    window: int = Field(ge=2, le=4096)
+    stride: int = Field(default=1, ge=1)
+    max_gap_periods: float = Field(
+        default=1.5, gt=1, description="two rows further apart than this many periods are a gap"
+    )
+
+    @model_validator(mode="after")
+    def _odd_smoothing_and_unique_names(self) -> Self:
+        if self.smoothing % 2 == 0:
+            raise ValueError("smoothing must be odd: it is centred on a row")
+        names = [c.name for c in self.columns]
+        if len(set(names)) != len(names):
+            raise ValueError("column names must be unique")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(L, D) of a model input."""
+        return (self.window, len(self.columns))
+
+    @property
+    def min_rows(self) -> int:
+        """The rows needed for one window."""
+        return self.window + self.smoothing - 1
+
+
+class CalibrationInfo(Frozen):
+    """The calibration in numbers; the sorted scores themselves are in ``calibration.npz``."""
+
+    n: int = Field(ge=1, description="held-out normal items")
+    fpr: float = Field(gt=0, lt=1, description="the promised false-positive rate by default")
+    threshold: float = Field(description="raw score above which an item is anomalous at fpr")
+    median: float
+    mad: float = Field(ge=0)
+    pixel_threshold: float = Field(ge=0, description="residual above which a pixel is in a region")
+    map_scale: float = Field(gt=0, description="residual that is drawn as white")
+
+
+class Metric(Frozen):
+    """One measured figure: what, on which split, by which protocol."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    level: float | None = Field(default=None, description="confidence of [low, high]")
+    n: int = Field(ge=0)
+    split: str
+    note: str = ""
+
+
+class Provenance(Frozen):
+    """Where the artifact comes from."""
+
+    created_utc: str
+    commit: str
+    config_digest: Sha256
+    seed: int
+    data: str
+    data_fingerprint: Sha256
+    data_licence: str
+    data_source: str
+    protocol: str
+    simulated: bool = False
+    tools: dict[str, str]
+
+
+class GoldenInfo(Frozen):
+    """How far the self-test at load may deviate from what was recorded at publishing."""
+
+    n: int = Field(ge=1)
+    score_tolerance: float = Field(gt=0, description="relative to max(1, |raw score|)")
+    map_tolerance: float = Field(gt=0, description="relative to max(map_scale, residual)")
+
+
+class Manifest(Frozen):
+    """The whole of ``manifest.json``."""
+
+    format: Literal[1] = FORMAT
+    name: ModelName
+    version: int = Field(ge=1)
+    family: str
+    title: str = Field(default="", description="one line for people")
+    input: Annotated[ImageInput | SeriesInput, Field(discriminator="kind")]
+    params: dict[str, Any]
+    calibration: CalibrationInfo
+    files: dict[FileName, Sha256]
+    metrics: dict[str, Metric]
+    provenance: Provenance
+    golden: GoldenInfo
+
+    @property
+    def task(self) -> Literal["image", "timeseries"]:
+        """The key of ``active.json`` under which this model can be a default."""
+        return "image" if isinstance(self.input, ImageInput) else "timeseries"

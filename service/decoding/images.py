@@ -1,0 +1,116 @@
+"""From the bytes of picture files to pixels; sizes are looked at before anything is decoded."""
+
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from service.contract.errors import (
+    InputError,
+    InputTooLarge,
+    InvalidInput,
+    MalformedInput,
+    UnsupportedMedia,
+)
+from service.contract.preprocess import to_uint8
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+MEDIA_TYPES = (
+    "image/png",
+    "image/jpeg",
+    "image/bmp",
+    "image/tiff",
+    "image/webp",
+    "image/jpg",
+    "image/x-ms-bmp",
+)
+_ALLOWED = "PNG, JPEG, BMP, TIFF or WebP"
+_MAGIC = (
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff",
+    b"BM",
+    b"II*\x00",
+    b"MM\x00*",
+    b"II+\x00",
+    b"MM\x00+",
+)
+_OTHERS = {b"GIF8": "GIF", b"%PDF": "PDF", b"\x00\x00\x01\x00": "ICO", b"8BPS": "PSD"}
+
+# the limit on pixels is ours, by request, before decoding; Pillow's own is for the whole process
+Image.MAX_IMAGE_PIXELS = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture whose header was read and whose pixels were not."""
+
+    data: bytes
+    width: int
+    height: int
+
+
+def read_header(data: bytes, max_pixels: int) -> Picture:
+    """Width and height of a picture file of an accepted format with one frame.
+
+    The content decides, not a name or a stated type. A file that begins like an accepted format
+    and cannot be read is malformed; any other content is an unsupported medium.
+
+    Raises:
+        MalformedInput: empty, truncated or broken.
+        UnsupportedMedia: none of the accepted formats.
+        InputTooLarge: more than ``max_pixels``.
+        InvalidInput: several frames or pages.
+    """
+    if not data:
+        raise MalformedInput("the image is empty (0 bytes)")
+    if not _looks_accepted(data):
+        name = next((n for magic, n in _OTHERS.items() if data.startswith(magic)), "")
+        what = f"{name} files are not accepted" if name else "the content is not an image"
+        raise UnsupportedMedia(f"{what}; allowed: {_ALLOWED}")
+    try:
+        with _open(data) as image:
+            width, height = image.size
+            frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+    except UnidentifiedImageError as error:
+        raise MalformedInput("the image is truncated or broken: its header is unreadable") from error
+    except Exception as error:  # Pillow's decoders raise whatever their parsing stumbles on
+        raise MalformedInput(f"the image is broken: {error}") from error
+    if width * height > max_pixels:
+        raise InputTooLarge(
+            f"{width} x {height} = {width * height} pixels; allowed: {max_pixels} "
+            f"(ANOMALY_MAX_PIXELS)"
+        )
+    if frames > 1:
+        raise InvalidInput(f"the image has {frames} frames or pages; send one image a file")
+    return Picture(data, width, height)
+
+
+def read_pixels(picture: Picture, channels: Literal[1, 3]) -> UInt8[np.ndarray, "H W C"]:
+    """The decoded pixels, grey or RGB.
+
+    Raises:
+        MalformedInput: truncated or broken; never part of an image.
+        UnsupportedMedia: a pixel format that is not accepted (floating point).
+    """
+    try:
+        with _open(picture.data) as image:
+            image.load()
+            return to_uint8(image, channels)
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever their parsing stumbles on
+        raise MalformedInput(f"the image is truncated or broken: {error}") from error
+
+
+def _looks_accepted(data: bytes) -> bool:
+    head = data[:8]
+    if any(head.startswith(magic) or magic.startswith(head) for magic in _MAGIC):
+        return True
+    return data[:4] == b"RIFF"[: len(data)] and data[8:12] in (b"WEBP", b"")
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(BytesIO(data), formats=FORMATS)

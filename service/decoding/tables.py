@@ -1,0 +1,308 @@
+"""From csv or JSON to rows of readings in the manifest's order of columns, and timestamps.
+
+Columns are matched by name where names are given, in any order, else by position. A missing
+reading is an empty csv cell, ``null`` or NaN. What is wrong is named, place by place.
+"""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from io import StringIO
+from itertools import chain
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import orjson
+from jaxtyping import Float64
+
+from service.contract.errors import FieldError, InputTooLarge, InvalidInput, MalformedInput
+from service.contract.manifest import SeriesInput
+from service.problems import MAX_FIELD_ERRORS
+
+TIME_COLUMNS = ("time", "timestamp", "date")
+LABEL_COLUMNS = ("group", "label")
+_MISSING = frozenset({"", "nan", "null", "na", "n/a", "none"})
+_SLASHED = re.compile(
+    r"(\d{4})[/-](\d{1,2})[/-](\d{1,2})(?:[ T](\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?)?"
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Rows ready for ``prepare_series``."""
+
+    rows: Float64[np.ndarray, "T D"]
+    timestamps_s: Float64[np.ndarray, " T"] | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Cells as they were sent, and how to point at one of them."""
+
+    header: tuple[str, ...] | None
+    cells: Sequence[Sequence[Any]]
+    lines: Sequence[int] | None = None
+
+    def place(self, row: int) -> str:
+        return f"row {row}" if self.lines is None else f"row {row} (line {self.lines[row]})"
+
+
+def read_json(spec: SeriesInput, body: bytes, max_cells: int) -> Recording:
+    """The recording of ``{"columns": [...]?, "timestamps": [...]?, "rows": [[...]]}``.
+
+    Raises:
+        MalformedInput: not JSON.
+        InvalidInput: other members, wrong columns, cells or timestamps.
+        InputTooLarge: more than ``max_cells`` cells.
+    """
+    document = _load_json(body)
+    if not isinstance(document, dict):
+        raise InvalidInput('the body must be a JSON object {"columns", "timestamps", "rows"}')
+    unknown = [key for key in document if key not in ("columns", "timestamps", "rows")]
+    if unknown:
+        raise InvalidInput(
+            "the body may hold columns, timestamps and rows only",
+            tuple(FieldError(f"/{key}", "unknown member") for key in unknown),
+        )
+    columns, rows = document.get("columns"), document.get("rows")
+    if columns is not None and not (
+        isinstance(columns, list) and all(isinstance(c, str) for c in columns)
+    ):
+        raise _invalid("/columns", "must be a list of names")
+    if not isinstance(rows, list):
+        raise _invalid("/rows", "required: a list of rows, each a list of numbers")
+    wrong = [FieldError(f"/rows/{i}", "not a list") for i, r in enumerate(rows) if type(r) is not list]
+    if wrong:
+        raise InvalidInput(f"{len(wrong)} rows are not lists of numbers", tuple(wrong))
+    _check_cells(sum(map(len, rows)), max_cells)
+    recording = _recording(spec, _Table(None if columns is None else tuple(columns), rows))
+    stamps = document.get("timestamps")
+    if stamps is None:
+        return recording
+    if recording.timestamps_s is not None:
+        raise _invalid("/timestamps", "given twice: as a member and as a column")
+    if not isinstance(stamps, list) or len(stamps) != len(rows):
+        raise _invalid("/timestamps", f"must be a list of {len(rows)} timestamps, one a row")
+    seconds = _timestamps(stamps, lambda i: f"/timestamps/{i}")
+    return Recording(recording.rows, seconds, recording.warnings)
+
+
+def read_csv(spec: SeriesInput, body: bytes, max_cells: int) -> Recording:
+    """The recording of a csv file with a header line; comma, semicolon or tab between cells.
+
+    Raises:
+        MalformedInput: not UTF-8 text, or not csv.
+        InvalidInput: wrong columns, cells or timestamps.
+        InputTooLarge: more than ``max_cells`` cells.
+    """
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MalformedInput(f"csv: not UTF-8 text (byte {error.start})") from error
+    first = text.partition("\n")[0]
+    delimiter = next((d for d in ",;\t" if d in first), ",")
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    cells = 0
+    try:
+        reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        for row in reader:
+            if not row or (len(row) == 1 and not row[0].strip()):
+                continue
+            cells += len(row)
+            # the header is not counted, so that a limit of n cells means n readings
+            if rows:
+                _check_cells(cells - len(rows[0]), max_cells)
+            rows.append(row)
+            lines.append(reader.line_num)
+    except csv.Error as error:
+        raise MalformedInput(f"csv: line {reader.line_num}: {error}") from error
+    if not rows:
+        raise InvalidInput("csv: it is empty; a header line and rows are needed")
+    header = tuple(cell.strip() for cell in rows[0])
+    if all(_number(cell) is not None for cell in header):
+        raise InvalidInput("csv: the first line must be a header with the names of the columns")
+    return _recording(spec, _Table(header, rows[1:], lines[1:]))
+
+
+def _load_json(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        problem = error
+    try:  # Python's own writer puts out NaN, which JSON does not have; take it as missing
+        if b"NaN" in body or b"Infinity" in body:
+            return json.loads(body)
+    except (ValueError, RecursionError):
+        pass
+    raise MalformedInput(f"the body is not JSON: {problem}") from problem
+
+
+def _recording(spec: SeriesInput, table: _Table) -> Recording:
+    width = len(spec.columns) if table.header is None else len(table.header)
+    wrong = [i for i, row in enumerate(table.cells) if len(row) != width]
+    order, time, warnings = _match_columns(spec, table.header)
+    if wrong:
+        errors = (
+            FieldError(f"/rows/{i}", f"has {len(table.cells[i])} cells, expected {width}")
+            for i in wrong[:MAX_FIELD_ERRORS]
+        )
+        first = f"{table.place(wrong[0])} has {len(table.cells[wrong[0]])} cells, expected {width}"
+        raise InvalidInput(f"{len(wrong)} rows have a wrong length; {first}", tuple(errors))
+    cells: Iterable[Sequence[Any]] = table.cells
+    if order != list(range(width)):
+        pick = itemgetter(*order) if len(order) > 1 else lambda row: (row[order[0]],)
+        cells = map(pick, table.cells)
+    rows = _readings(spec, table, list(cells), order)
+    seconds = None
+    if time is not None:
+        stamps = [row[time] for row in table.cells]
+        seconds = _timestamps(stamps, lambda i: f"/rows/{i}/{time}")
+    return Recording(rows, seconds, tuple(warnings))
+
+
+def _match_columns(
+    spec: SeriesInput, header: tuple[str, ...] | None
+) -> tuple[list[int], int | None, list[str]]:
+    """Where each of the manifest's columns is, where the timestamps are, and what was ignored."""
+    names = [c.name for c in spec.columns]
+    if header is None:
+        return list(range(len(names))), None, []
+    known = set(names)
+    where: dict[str, int] = {}
+    times: list[int] = []
+    warnings: list[str] = []
+    errors: list[FieldError] = []
+    for i, name in enumerate(header):
+        if name in where:
+            errors.append(FieldError(f"/columns/{i}", f"column {name!r} occurs twice"))
+        elif name in known:
+            where[name] = i
+        elif name.lower() in TIME_COLUMNS:
+            times.append(i)
+        elif name.lower() in LABEL_COLUMNS:
+            warnings.append(f"column {name!r} was taken for a label and ignored")
+        else:
+            errors.append(FieldError(f"/columns/{i}", f"unknown column {name!r}"))
+    if len(times) > 1:
+        errors.append(FieldError(f"/columns/{times[1]}", "a second column of timestamps"))
+    errors += [FieldError("/columns", f"missing column {n!r}") for n in names if n not in where]
+    if errors:
+        told = "; ".join(e.detail for e in errors[:5]) + ("; ..." if len(errors) > 5 else "")
+        raise InvalidInput(f"{told}. Expected columns: {', '.join(names)}", tuple(errors))
+    return [where[n] for n in names], times[0] if times else None, warnings
+
+
+def _readings(
+    spec: SeriesInput, table: _Table, cells: list[Sequence[Any]], order: list[int]
+) -> Float64[np.ndarray, "T D"]:
+    """The cells as float64, missing ones as NaN."""
+    shape = (len(cells), len(spec.columns))
+    kinds = set(map(type, chain.from_iterable(cells)))
+    try:
+        if kinds <= {int, float, type(None)}:
+            return np.array(cells, dtype=np.float64).reshape(shape)
+        if kinds == {str} and not any("_" in cell for row in cells for cell in row):
+            return np.array([list(map(float, row)) for row in cells]).reshape(shape)
+    except (ValueError, OverflowError):
+        pass  # some cell is empty or no number: look at each
+    out = np.empty(shape, dtype=np.float64)
+    errors: list[FieldError] = []
+    for i, row in enumerate(cells):
+        for j, cell in enumerate(row):
+            number = _number(cell)
+            if number is None:
+                where = f"{table.place(i)}, column {spec.columns[j].name!r}"
+                shown = repr(cell)[:40]
+                errors.append(
+                    FieldError(f"/rows/{i}/{order[j]}", f"{where}: {shown} is not a number")
+                )
+                if len(errors) == MAX_FIELD_ERRORS:
+                    raise InvalidInput(errors[0].detail, tuple(errors))
+            else:
+                out[i, j] = number
+    if errors:
+        raise InvalidInput(errors[0].detail, tuple(errors))
+    return out
+
+
+def _number(cell: object) -> float | None:
+    """The reading of one cell, NaN for a missing one, None for what is no number."""
+    if cell is None:
+        return math.nan
+    if isinstance(cell, bool) or not isinstance(cell, int | float | str):
+        return None
+    if isinstance(cell, str):
+        if cell.strip().lower() in _MISSING:
+            return math.nan
+        if "_" in cell:  # Python reads 1_000 as a number; a csv file does not mean one
+            return None
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+    except OverflowError:
+        return math.inf
+
+
+def _timestamps(stamps: Sequence[Any], pointer: Any) -> Float64[np.ndarray, " T"]:
+    """Seconds since 1970 in UTC; NaN where a timestamp is missing, which counts as a gap."""
+    out = np.empty(len(stamps), dtype=np.float64)
+    errors: list[FieldError] = []
+    for i, stamp in enumerate(stamps):
+        seconds = _seconds(stamp)
+        if seconds is None:
+            shown = repr(stamp)[:40]
+            errors.append(
+                FieldError(pointer(i), f"{shown} is no timestamp like 2015-12-30T15:15:00Z")
+            )
+            if len(errors) == MAX_FIELD_ERRORS:
+                break
+        else:
+            out[i] = seconds
+    if errors:
+        raise InvalidInput(f"row {errors[0].pointer}: {errors[0].detail}", tuple(errors))
+    return out
+
+
+def _seconds(stamp: object) -> float | None:
+    if stamp is None:
+        return math.nan
+    if not isinstance(stamp, str):
+        return None
+    text = stamp.strip()
+    if text.lower() in _MISSING:
+        return math.nan
+    try:
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            match = _SLASHED.fullmatch(text)
+            if match is None:
+                return None
+            year, month, day, hour, minute = (int(g or 0) for g in match.groups()[:5])
+            second = float(match[6] or 0)
+            moment = datetime(
+                year, month, day, hour, minute, int(second), round(second % 1 * 1e6) % 1_000_000
+            )
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - _EPOCH).total_seconds()
+
+
+def _check_cells(cells: int, max_cells: int) -> None:
+    if cells > max_cells:
+        raise InputTooLarge(f"more than {max_cells} cells (ANOMALY_MAX_CELLS)")
+
+
+def _invalid(pointer: str, detail: str) -> InvalidInput:
+    return InvalidInput(f"{pointer.strip('/')}: {detail}", (FieldError(pointer, detail),))

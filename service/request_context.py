@@ -1,0 +1,86 @@
+"""What every request gets: an id, a clock, one log line, one metric sample, and an answer even
+when there is a bug."""
+
+import logging
+import re
+from time import perf_counter
+from urllib.parse import quote
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.problems import INTERNAL_DETAIL, problem, problem_response
+from service.telemetry import UNMATCHED, Telemetry
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+# what a page of this service may load: nothing from elsewhere, no inline script
+_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
+    "object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+_CLIENT_CLOSED = 499  # nginx's number for a client that went away
+
+
+class RequestContext:
+    """ASGI middleware around everything else.
+
+    ``X-Request-ID`` is taken over when it is 1-128 printable ASCII characters, else made up;
+    ``traceparent`` is echoed when it is valid by W3C Trace Context.
+    """
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+        self._app = app
+        self._telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = perf_counter()
+        headers = Headers(scope=scope)
+        sent = headers.get("x-request-id", "")
+        request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid4().hex
+        traceparent = headers.get("traceparent", "")
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                out = MutableHeaders(scope=message)
+                out["X-Request-ID"] = request_id
+                out["X-Content-Type-Options"] = "nosniff"
+                out["Content-Security-Policy"] = _POLICY
+                if _TRACEPARENT.fullmatch(traceparent):
+                    out["traceparent"] = traceparent
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = status or _CLIENT_CLOSED
+        except Exception:
+            log.exception("request %s failed", request_id)
+            self._telemetry.rejected("internal-error")
+            if status:  # the answer has begun: all that is left is to break it off
+                raise
+            body = problem(Request(scope), 500, "internal-error", INTERNAL_DETAIL)
+            await problem_response(body)(scope, receive, send_with_id)
+        finally:
+            seconds = perf_counter() - started
+            route = getattr(scope.get("route"), "path", UNMATCHED)
+            self._telemetry.request_done(route, scope["method"], status or 500, seconds)
+            log.info(
+                "%s %s %d %.1f ms %s",
+                quote(scope["method"]),
+                quote(scope["path"]),
+                status,
+                1e3 * seconds,
+                request_id,
+            )

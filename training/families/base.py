@@ -1,0 +1,65 @@
+"""What every family offers the command line: fit, export, and its scores in torch."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from jaxtyping import Float32
+from pydantic import BaseModel, ConfigDict
+
+from service.contract.manifest import ImageInput, SeriesInput
+from service.detectors.base import Detection, Params
+from training.run import Run
+
+Task = Literal["image", "timeseries"]
+
+
+class FamilyConfig(BaseModel):
+    """Base of a family's hyperparameters: the ``[model]`` table of a TOML."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PreparedData:
+    """Model inputs of the splits a family may see: float32 [N, C, H, W] or [N, L, D]."""
+
+    def __init__(
+        self,
+        spec: ImageInput | SeriesInput,
+        train: Float32[np.ndarray, "N ..."],
+        validation: Float32[np.ndarray, "M ..."],
+        synthetic: Float32[np.ndarray, "S ..."] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.train = train
+        self.validation = validation
+        self.synthetic = synthetic
+        """Anomalies made from the validation split, on which score variants are compared."""
+
+
+class Family(Protocol):
+    """One algorithm's offline side. Stateless: a fitted model is a value."""
+
+    Config: ClassVar[type[FamilyConfig]]
+    tasks: ClassVar[frozenset[Task]]
+
+    def input_defaults(self, task: Task) -> dict[str, Any]:
+        """The family's own members of ``ImageInput`` / ``SeriesInput`` (contrast, mean, std, resize
+        for images; smoothing, window for series), used where a TOML's ``[input]`` is silent."""
+        ...
+
+    def fit(self, config: Any, data: PreparedData, run: Run) -> Any:
+        """The fitted model. Stages that ``run`` already holds are loaded, not repeated."""
+        ...
+
+    def export(self, model: Any, data: PreparedData, folder: Path) -> Params:
+        """Graphs and arrays written into ``folder``; the numbers for the manifest."""
+        ...
+
+    def reference_scores(
+        self, model: Any, folder: Path, x: Float32[np.ndarray, "N ..."]
+    ) -> Detection:
+        """Scores and maps of prepared inputs by torch in float32, against which the exported files
+        are checked. Arrays that are data (bank, noise) are read from ``folder``; networks run in
+        torch."""
+        ...

@@ -1,0 +1,204 @@
+"""The three trainings of the diffusion family: compression, denoising, pairs.
+
+Letters as in the sources: x image, h latent before quantisation, z scaled latent, eps noise,
+alpha_bar cumulative product of 1 - beta.
+"""
+
+import copy
+import math
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from diffusers import VQModel
+from jaxtyping import Float, Float64
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.networks.discriminator import PatchDiscriminator
+from training.networks.latent_unet import Denoiser
+from training.networks.pair_classifier import PairClassifier
+from training.networks.vq import nearest_codes
+
+T = 1000
+
+
+def alpha_bars() -> Float64[np.ndarray, " T"]:
+    """alpha_bar of the latent-diffusion schedule: betas = linspace(sqrt .0015, sqrt .0195)^2."""
+    betas = np.linspace(math.sqrt(0.0015), math.sqrt(0.0195), T) ** 2
+    return np.cumprod(1.0 - betas)
+
+
+def _cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up over the first 5 % of the steps, then cosine to nearly zero."""
+    warm = max(1, steps // 20)
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.01 + 0.495 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+class CompressionStage(L.LightningModule):
+    """L1 + codebook loss; with ``adversarial`` also a hinge GAN and feature matching.
+
+    The first 30 % of the steps run without the codebook, which then starts from latents of the
+    batch at hand: codes that start anywhere else are never chosen and stay dead.
+    """
+
+    def __init__(
+        self,
+        model: VQModel,
+        steps: int,
+        lr: float,
+        *,
+        adversarial: bool = False,
+        perceptual_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.steps = steps
+        self.lr = lr
+        self.perceptual_weight = perceptual_weight
+        self.discriminator = (
+            PatchDiscriminator(model.config["in_channels"]) if adversarial else None
+        )
+        self.step = nn.Buffer(torch.zeros((), dtype=torch.int64))
+
+    def configure_optimizers(self) -> Any:
+        every: list[tuple[nn.Module, tuple[float, float]]] = [(self.model, (0.5, 0.9))]
+        if self.discriminator is not None:
+            every.append((self.discriminator, (0.5, 0.9)))
+        optimizers = [torch.optim.Adam(m.parameters(), self.lr, betas=b) for m, b in every]
+        return optimizers, [_cosine(o, self.steps) for o in optimizers]
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        (x,) = batch
+        step = int(self.step)
+        model, codebook = self.model, self.model.quantize.embedding.weight
+        h = model.quant_conv(model.encoder(x))  # N Z h w
+        loss = x.new_zeros(())
+        z_q = h
+        if step >= int(0.3 * self.steps):
+            if step == int(0.3 * self.steps):
+                _start_codes(codebook, h)
+            e = nearest_codes(h, codebook)
+            # the source's weights: beta = 0.25 on the encoder's side
+            loss = 0.25 * F.mse_loss(h, e.detach()) + F.mse_loss(e, h.detach())
+            z_q = h + (e - h).detach()
+        x_hat = model.decoder(model.post_quant_conv(z_q))  # N C H W
+        reconstruction = F.l1_loss(x_hat, x)
+        loss = loss + reconstruction
+        optimizers = _as_list(self.optimizers())
+        adversarial = self.discriminator is not None and step >= int(0.25 * self.steps)
+        if adversarial:
+            loss = loss + self._generator_loss(x, x_hat, reconstruction)
+        optimizers[0].zero_grad()
+        self.manual_backward(loss)
+        optimizers[0].step()
+        if adversarial:
+            assert self.discriminator is not None
+            real, fake = self.discriminator(x)[0], self.discriminator(x_hat.detach())[0]
+            hinge = 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
+            optimizers[1].zero_grad()
+            self.manual_backward(hinge)
+            optimizers[1].step()
+        for scheduler in _as_list(self.lr_schedulers()):
+            scheduler.step()
+        self.step += 1
+        self.log("l1", reconstruction.detach(), prog_bar=True)
+
+    def _generator_loss(self, x: Tensor, x_hat: Tensor, reconstruction: Tensor) -> Tensor:
+        assert self.discriminator is not None
+        logits, fakes = self.discriminator(x_hat)
+        gan = -logits.mean()
+        last = self.model.decoder.conv_out.weight
+        pull = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].norm()
+        push = torch.autograd.grad(gan, last, retain_graph=True)[0].norm()
+        loss: Tensor = 0.75 * (pull / (push + 1e-4)).clamp(0.0, 1e4).detach() * gan
+        if self.perceptual_weight:
+            with torch.no_grad():
+                reals = self.discriminator(x)[1]
+            for fake, real in zip(fakes, reals, strict=True):
+                loss = loss + self.perceptual_weight / len(fakes) * F.l1_loss(fake, real)
+        return loss
+
+
+def _as_list(found: Any) -> list[LightningOptimizer]:
+    return found if isinstance(found, list) else [found]
+
+
+@torch.no_grad()
+def _start_codes(codebook: Float[Tensor, "K Z"], h: Float[Tensor, "N Z h w"]) -> None:
+    """The codebook overwritten by randomly drawn latents."""
+    flat = h.permute(0, 2, 3, 1).flatten(0, 2)
+    codebook.copy_(flat[torch.randint(len(flat), (len(codebook),), device=flat.device)])
+
+
+class DenoisingStage(L.LightningModule):
+    """|eps - eps_hat(z_t, t)|^2 over uniform t; ``average`` follows the weights (EMA)."""
+
+    gradient_clip = 1.0
+
+    def __init__(self, denoiser: Denoiser, steps: int, lr: float, decay: float) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.average = copy.deepcopy(denoiser).requires_grad_(False)
+        self.steps = steps
+        self.lr = lr
+        self.decay = decay
+        self.alpha_bar = nn.Buffer(torch.tensor(alpha_bars(), dtype=torch.float32))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.denoiser.parameters(), self.lr, weight_decay=1e-4)
+        scheduler = {"scheduler": _cosine(optimizer, self.steps), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        (z,) = batch
+        t = torch.randint(T, (len(z),), device=z.device)
+        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
+        eps = torch.randn_like(z)
+        z_t = alpha_bar.sqrt() * z + (1.0 - alpha_bar).sqrt() * eps  # N Z h w
+        loss = F.mse_loss(self.denoiser(z_t, t), eps)
+        self.log("eps_mse", loss.detach(), prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        # a short run must not average in its first, random weights
+        decay = min(self.decay, (1 + self.global_step) / (10 + self.global_step))
+        with torch.no_grad():
+            followers, leaders = list(self.average.parameters()), list(self.denoiser.parameters())
+            torch._foreach_lerp_(followers, leaders, 1.0 - decay)
+
+
+class PairStage(L.LightningModule):
+    """Binary cross-entropy of same-category logits; "different" pairs have the target 0.1.
+
+    A sample drawn for a "different" pair shows x's own category about once in as many draws as
+    there are categories: hence the smoothing.
+    """
+
+    def __init__(self, classifier: PairClassifier, steps: int, lr: float) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.steps = steps
+        self.lr = lr
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.classifier.parameters(), self.lr)
+        scheduler = {"scheduler": _cosine(optimizer, self.steps), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        x, same, other = (b.float() for b in batch)
+        logits = self.classifier(torch.cat([x, x]), torch.cat([same, other]))
+        target = torch.cat([torch.ones(len(x)), torch.full((len(x),), 0.1)]).to(logits)
+        loss = F.binary_cross_entropy_with_logits(logits, target)
+        self.log("bce", loss.detach(), prog_bar=True)
+        return loss

@@ -1,0 +1,144 @@
+"""A run folder: config, checkpoints of each stage, metrics; what makes a fit resumable.
+
+Training goes through Lightning: progress bar, checkpoint after every epoch, Ctrl-C keeps the
+last one, ``--resume`` continues from it, several devices by its own strategies.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from torch.utils.data import IterableDataset
+
+
+class Interrupted(Exception):
+    """Training was stopped by Ctrl-C; the last checkpoint is kept."""
+
+
+class ArrayBatches(IterableDataset[tuple[torch.Tensor, ...]]):
+    """Shuffled mini-batches of arrays that fit in memory; an epoch's order is a function of
+    (seed, epoch) alone, so that a resumed run sees the batches the first would have seen."""
+
+    def __init__(
+        self, *arrays: np.ndarray | torch.Tensor, batch_size: int, seed: int, drop_last: bool = True
+    ) -> None:
+        self.arrays = tuple(torch.as_tensor(a) for a in arrays)
+        self.batch_size = min(batch_size, len(self.arrays[0]))
+        self.seed = seed
+        self.drop_last = drop_last
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        n = len(self.arrays[0])
+        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.arrays[0]))
+        for i in range(len(self)):
+            index = torch.from_numpy(order[i * self.batch_size : (i + 1) * self.batch_size])
+            yield tuple(a[index] for a in self.arrays)
+
+
+class _SetEpoch(Callback):
+    def __init__(self, batches: ArrayBatches) -> None:
+        self.batches = batches
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # one process may run several stages; the loader is handed over without a DataLoader
+        self.batches.set_epoch(trainer.current_epoch)
+
+
+@dataclass
+class Run:
+    """A folder below runs/ and how to train in it."""
+
+    folder: Path
+    seed: int = 0
+    accelerator: str = "auto"
+    progress: bool = True
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def checkpoint(self, stage: str) -> Path:
+        return self.folder / f"{stage}.ckpt"
+
+    def done(self, stage: str) -> Path:
+        return self.folder / f"{stage}.done.pt"
+
+    def train_stage(
+        self, stage: str, module: L.LightningModule, batches: ArrayBatches, epochs: int
+    ) -> None:
+        """``module`` trained for ``epochs`` epochs, or loaded when this run holds the stage already.
+
+        The checkpoint of the last epoch is ``<stage>.ckpt``; the finished weights are
+        ``<stage>.done.pt``. Seeds are set from (run seed, stage), so that a stage does not depend
+        on whether the ones before it were trained or loaded.
+
+        Raises:
+            Interrupted: Ctrl-C; run again with --resume.
+        """
+        done = self.done(stage)
+        if done.exists():
+            module.load_state_dict(torch.load(done, weights_only=True))
+            module.eval()
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.seed_everything(stage)
+        last = self.checkpoint(stage)
+        callbacks: list[Callback] = [
+            ModelCheckpoint(
+                dirpath=self.folder,
+                filename=stage,
+                every_n_epochs=1,
+                save_top_k=1,
+                enable_version_counter=False,
+            ),
+            _SetEpoch(batches),
+        ]
+        if self.progress:
+            callbacks.append(RichProgressBar(leave=True))
+        trainer = L.Trainer(
+            max_epochs=epochs,
+            accelerator=self.accelerator,
+            devices=1,
+            logger=False,
+            enable_model_summary=False,
+            enable_progress_bar=self.progress,
+            callbacks=callbacks,
+            default_root_dir=self.folder,
+            gradient_clip_val=getattr(module, "gradient_clip", None),
+        )
+        module.train()
+        with warnings.catch_warnings():
+            # batches are formed in this process on purpose: the arrays are in memory already
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            try:
+                trainer.fit(module, batches, ckpt_path=str(last) if last.exists() else None)
+            except SystemExit as stop:  # Lightning ends the process on Ctrl-C by itself
+                raise Interrupted(f"stage {stage} interrupted") from stop
+        if trainer.interrupted:
+            raise Interrupted(f"stage {stage} interrupted at epoch {trainer.current_epoch}")
+        module.cpu().eval()
+        temporary = done.with_suffix(".new")
+        torch.save(module.state_dict(), temporary)
+        temporary.replace(done)
+        last.unlink(missing_ok=True)
+
+    def seed_everything(self, stage: str) -> None:
+        """Python, numpy and torch seeded from (run seed, stage)."""
+        L.seed_everything(self.seed * 1000 + sum(stage.encode()) % 1000, verbose=False)
+
+    def record(self, **metrics: Any) -> None:
+        """``metrics.json`` of the run, with these added."""
+        self.metrics.update(metrics)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")

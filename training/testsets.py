@@ -1,0 +1,204 @@
+"""The test split as arrays of items with labels, whatever a data set lacks.
+
+Without anomalous items, anomalies are made from normal ones (``synthetic``). Without normal items,
+those of the validation split stand in, and a note says so.
+
+A window of a recording is anomalous (1) when more than half of its rows are, normal (0) when no row
+it was made from is, and is left out otherwise: a detector can be neither right nor wrong about a
+window with a few icy rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64, UInt8
+
+from service.contract.errors import InvalidInput
+from service.contract.manifest import SeriesInput
+from service.contract.preprocess import prepare_series
+from training.data.base import ImageData, Recording, SeriesData
+from training.data.synthetic import synthetic_anomalies, synthetic_series_anomalies
+
+MAX_SYNTHETIC = 2000
+BLOCK_WINDOWS = 4
+"""Windows that are resampled together, in window lengths."""
+_NORMAL, _MADE = 0, 1
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Items to score, [N, H, W, C] uint8 or [N, L, D] prepared windows, and the truth about them."""
+
+    __test__ = False  # not a test case, whatever pytest reads into the name
+
+    items: np.ndarray
+    labels: Int64[np.ndarray, " N"]
+    classes: Int64[np.ndarray, " N"]
+    class_names: dict[int, str]
+    masks: Bool[np.ndarray, "N A B"] | None = None
+    blocks: Int64[np.ndarray, " N"] | None = None
+    """Items with the same number are not independent of each other."""
+    synthetic: bool = False
+    normals: str = "test"
+    """The split that the normal items come from."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Track:
+    """The scorable windows of one test recording, in order."""
+
+    name: str
+    windows: Float32[np.ndarray, "W L D"]
+    end: Int64[np.ndarray, " W"]
+    """The row after the last one of each window."""
+    anomalous: Bool[np.ndarray, " T"]
+
+
+def image_test_set(data: ImageData, seed: int) -> TestSet:
+    """The test images, with normal and anomalous ones among them.
+
+    Raises:
+        InvalidInput: neither the test nor the validation split holds a normal image.
+    """
+    images, masks = data.test, data.test_masks
+    labels = data.test_labels if len(data.test_labels) else np.zeros(len(images), dtype=np.int64)
+    classes = data.test_classes if len(data.test_classes) else labels
+    names, normals, notes = dict(data.source.class_names), "test", []
+    if not (labels == 0).any():
+        normals = "validation"
+        notes.append(_stand_in("image", len(data.validation)))
+        images = np.concatenate([data.validation, images])
+        extra = np.zeros(len(data.validation), dtype=np.int64)
+        if masks is not None:
+            masks = np.concatenate([np.zeros((len(extra), *masks.shape[1:]), bool), masks])
+        # the class of the stand-ins is unknown; one that no test item has says so
+        free = min(0, *classes, 0) - 1 if len(classes) else 0
+        names[free] = "normal (validation)"
+        classes = np.concatenate([np.full(len(extra), free), classes])
+        labels = np.concatenate([extra, labels])
+    if (labels == 1).any():
+        return TestSet(images, labels, classes, names, masks, normals=normals, notes=tuple(notes))
+
+    chosen = _evenly(len(images), MAX_SYNTHETIC)
+    made, made_masks = synthetic_anomalies(images[chosen], seed)
+    return TestSet(
+        items=np.concatenate([images, made]),
+        labels=_two_kinds(len(images), len(made)),
+        classes=_two_kinds(len(images), len(made)),
+        class_names={_NORMAL: "normal", _MADE: "synthetic"},
+        masks=np.concatenate([np.zeros(images.shape[:3], dtype=bool), made_masks]),
+        synthetic=True,
+        normals=normals,
+        notes=tuple(notes),
+    )
+
+
+def series_test_set(spec: SeriesInput, data: SeriesData, seed: int) -> tuple[TestSet, list[Track]]:
+    """The windows of the test recordings that have a label, and every recording's own windows.
+
+    Classes are the recordings that anomalous windows come from, where there is more than one.
+
+    Raises:
+        InvalidInput: neither the test nor the validation recordings hold a normal window.
+    """
+    tracks, normals, notes = [_track(spec, r, i) for i, r in enumerate(data.test)], "test", []
+    found = [_labelled(spec, track) for track in tracks]
+    if not any((labels == 0).any() for labels in found):
+        normals = "validation"
+        stand_ins = [_track(spec, r, i) for i, r in enumerate(data.validation)]
+        tracks = tracks + stand_ins
+        found = [_labelled(spec, track) for track in tracks]
+        notes.append(_stand_in("window", sum(len(t.windows) for t in stand_ins)))
+    labels = np.concatenate(found)
+    recording = np.repeat(np.arange(len(tracks)), [len(x) for x in found])
+    items = np.concatenate([t.windows for t in tracks])
+    blocks = _blocks(spec, tracks)
+    mixed = int((labels == -1).sum())
+    if mixed:
+        notes.append(
+            f"{mixed} windows in which some rows, but at most half, are anomalous are left out"
+        )
+    kept = labels >= 0
+    items, labels, recording, blocks = items[kept], labels[kept], recording[kept], blocks[kept]
+    if (labels == 1).any():
+        sources = np.unique(recording[labels == 1])
+        names = {0: "normal", 1: "anomalous"}
+        classes = labels
+        if len(sources) > 1:
+            names = {0: "normal"} | {int(r) + 1: tracks[r].name for r in sources}
+            classes = np.where(labels == 1, recording + 1, 0)
+        return TestSet(
+            items, labels, classes, names, blocks=blocks, normals=normals, notes=tuple(notes)
+        ), tracks
+
+    chosen = _evenly(len(items), MAX_SYNTHETIC)
+    made, changed = synthetic_series_anomalies(items[chosen], seed)
+    return TestSet(
+        items=np.concatenate([items, made]),
+        labels=_two_kinds(len(items), len(made)),
+        classes=_two_kinds(len(items), len(made)),
+        class_names={_NORMAL: "normal", _MADE: "synthetic"},
+        masks=np.concatenate([np.zeros(items.shape, dtype=bool), changed]),
+        blocks=np.concatenate([blocks, blocks[chosen]]),
+        synthetic=True,
+        normals=normals,
+        notes=tuple(notes),
+    ), tracks
+
+
+def training_windows(
+    spec: SeriesInput, recordings: Sequence[Recording], most: int = 20_000
+) -> Float32[np.ndarray, "N L D"]:
+    """Scorable windows of normal recordings, at a stride that gives at most about ``most``."""
+    total = sum(len(r.rows) for r in recordings)
+    stride = max(spec.stride, -(-total // most))
+    parts = [prepare_series(spec, r.rows, r.timestamps_s, stride) for r in recordings]
+    length, d = spec.shape
+    empty = np.empty((0, length, d), dtype=np.float32)
+    return np.concatenate([empty, *(p.values[p.scorable] for p in parts)])
+
+
+def _track(spec: SeriesInput, recording: Recording, number: int) -> Track:
+    windows = prepare_series(spec, recording.rows, recording.timestamps_s)
+    keep = windows.scorable
+    labels = recording.labels
+    anomalous = np.zeros(len(recording.rows), bool) if labels is None else labels == 1
+    name = recording.name or f"recording {number + 1}"
+    return Track(name, windows.values[keep], windows.end[keep], anomalous)
+
+
+def _labelled(spec: SeriesInput, track: Track) -> Int64[np.ndarray, " W"]:
+    """1, 0, or -1 for a window that is neither."""
+    before = np.concatenate([[0], np.cumsum(track.anomalous)])
+    half = (spec.smoothing - 1) // 2
+    inside = before[track.end] - before[track.end - spec.window]
+    touched = before[track.end + half] - before[track.end - spec.window - half]
+    return np.where(touched == 0, 0, np.where(2 * inside > spec.window, 1, -1)).astype(np.int64)
+
+
+def _blocks(spec: SeriesInput, tracks: Sequence[Track]) -> Int64[np.ndarray, " N"]:
+    numbers, first = [], 0
+    for track in tracks:
+        own = (track.end - 1) // (BLOCK_WINDOWS * spec.min_rows)
+        numbers.append(first + own)
+        first += int(own.max(initial=0)) + 1
+    return np.concatenate(numbers).astype(np.int64)
+
+
+def _stand_in(kind: str, n: int) -> str:
+    if n == 0:
+        raise InvalidInput(f"no normal {kind} to test on: the test and validation splits hold none")
+    return (
+        f"the test split holds no normal {kind}; {n} of the validation split stand in, on which "
+        "scales were set"
+    )
+
+
+def _evenly(n: int, most: int) -> np.ndarray:
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
+
+
+def _two_kinds(normal: int, made: int) -> Int64[np.ndarray, " N"]:
+    return np.repeat([_NORMAL, _MADE], [normal, made]).astype(np.int64)
