@@ -134,15 +134,16 @@ def _prepare_images(
         "height": height,
         "width": width,
         "channels": channels,
-        "mean": (0.0,),
-        "std": (1.0,),
+        "mean": 0.0,
+        "std": 1.0,
         **family.input_defaults("image"),
         **config.input,
     }
     scale = options.pop("range", "fixed")
     for key in ("mean", "std"):
-        if len(options[key]) == 1:
-            options[key] = tuple(options[key]) * channels
+        value = options[key]
+        given = tuple(value) if isinstance(value, list | tuple) else (value,)
+        options[key] = given * channels if len(given) == 1 else given
     spec = ImageInput(**options)
     if spec.channels != channels:
         raise InvalidInput(f"[input] channels is {spec.channels}, the data has {channels}")

@@ -17,17 +17,14 @@ from service.scoring import Scorer
 from training.controls import image_controls, series_controls
 from training.data.base import ImageData, SeriesData
 from training.metrics import FalseAlarms, false_alarm_rate, image_metrics, pixel_metrics
-from training.testsets import TestSet, Track, image_test_set, series_test_set, training_windows
+from training.testsets import Labelled, Track, image_test_set, series_test_set, training_windows
 
 FPRS = (0.01, 0.05)
 """False-positive rates whose promise is checked."""
-PIXEL_QUANTILE = 0.995
-"""A pixel counts as anomalous above this quantile of the calibration images' residuals."""
 _NORMAL_EXAMPLES = (0.25, 0.5, 0.9, 1.0)
 _ANOMALOUS_EXAMPLES = (0.9, 0.5, 0.1, 0.0)
 """Quantiles of the raw score that the examples have: the worst failures are the last of each."""
 _CHUNK = 256
-_CALIBRATION_MAPS = 300
 _TIMELINES = 3
 
 
@@ -103,19 +100,14 @@ def evaluate_images(
     scorer: Scorer,
     data: ImageData,
     *,
-    fpr: float = 0.01,
-    pixel_threshold: float | None = None,
     n_boot: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
     """The test images scored and measured; ``testsets`` says what stands in for what is missing.
 
     Args:
-        scorer: over the exported files; of its manifest only the input rule is read.
+        scorer: over the exported files; of its manifest the input rule and calibration are read.
         data: as the loader gave it.
-        fpr: the promised rate; the finest that the calibration supports where this is finer.
-        pixel_threshold: residual above which a pixel is anomalous, for ``iou``; by default
-            the ``PIXEL_QUANTILE`` of the calibration images' residuals.
         n_boot: bootstrap resamples of each interval.
         seed: of the resamples and of synthetic anomalies.
 
@@ -125,20 +117,15 @@ def evaluate_images(
     """
     test = image_test_set(data, seed)
     raw = _raw_scores(scorer, test.items)
-    found = _measured("image", scorer, test, raw, image_controls(data.train, test.items), fpr,
-                      n_boot=n_boot, seed=seed)  # fmt: skip
+    controls = image_controls(data.train, test.items)
+    found = _measured("image", scorer, test, raw, controls, n_boot=n_boot, seed=seed)
     if test.masks is not None and test.masks.any():
         # defects without a marked pixel are somewhere, but nobody knows where
         known = (test.labels == 0) | test.masks.any(axis=(1, 2))
-        if pixel_threshold is None:
-            normals = data.calibration if len(data.calibration) else data.validation
-            pixel_threshold = float(
-                np.quantile(_maps(scorer, normals[:_CALIBRATION_MAPS]), PIXEL_QUANTILE)
-            )
         pixels = pixel_metrics(
             _maps(scorer, test.items[known]),
             test.masks[known],
-            threshold=pixel_threshold,
+            threshold=scorer.manifest.calibration.pixel_threshold,
             split=_split(test),
             n_boot=n_boot,
             seed=seed,
@@ -152,19 +139,17 @@ def evaluate_series(
     scorer: Scorer,
     data: SeriesData,
     *,
-    fpr: float = 0.01,
     n_boot: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
-    """The windows of the test recordings scored and measured; ``testsets`` says how they are labelled.
+    """The windows of the test recordings scored and measured; ``testsets`` labels them.
 
     Windows that share rows are not independent: the bootstrap draws stretches of several windows,
     and the intervals of false alarms count windows that share none.
 
     Args:
-        scorer: over the exported files; of its manifest only the input rule is read.
+        scorer: over the exported files; of its manifest the input rule and calibration are read.
         data: as the loader gave it.
-        fpr: the promised rate; the finest that the calibration supports where this is finer.
         n_boot: bootstrap resamples of each interval.
         seed: of the resamples and of synthetic anomalies.
 
@@ -177,8 +162,9 @@ def evaluate_series(
     raw = scorer.score(test.items).raw
     controls = series_controls(training_windows(spec, data.train), test.items)
     overlap = max(1.0, spec.min_rows / spec.stride)
-    found = _measured("timeseries", scorer, test, raw, controls, fpr, n_boot=n_boot, seed=seed,
-                      overlap=overlap)  # fmt: skip
+    found = _measured(
+        "timeseries", scorer, test, raw, controls, n_boot=n_boot, seed=seed, overlap=overlap
+    )
     shown = _shown(raw, test.labels)
     residuals = scorer.score(test.items[shown], maps=True).maps
     assert residuals is not None
@@ -193,10 +179,9 @@ def evaluate_series(
 def _measured(
     task: Literal["image", "timeseries"],
     scorer: Scorer,
-    test: TestSet,
+    test: Labelled,
     raw: Float64[np.ndarray, " N"],
     controls: dict[str, Float64[np.ndarray, " N"]],
-    fpr: float,
     *,
     n_boot: int,
     seed: int,
@@ -204,7 +189,7 @@ def _measured(
 ) -> Evaluation:
     """The evaluation but for maps and examples."""
     calibration = scorer.calibration
-    fpr = max(fpr, calibration.finest_fpr)
+    fpr = max(scorer.manifest.calibration.fpr, calibration.finest_fpr)
     p_values = calibration.p_value(raw)
     normal = test.labels == 0
     alarms = tuple(
@@ -216,8 +201,14 @@ def _measured(
     def ranked(scores: np.ndarray, keep: np.ndarray | None = None) -> dict[str, Metric]:
         keep = np.ones(len(scores), bool) if keep is None else keep
         blocks = test.blocks[keep] if test.blocks is not None else None
-        return image_metrics(scores[keep], test.labels[keep], blocks=blocks, split=_split(test),
-                             n_boot=n_boot, seed=seed)  # fmt: skip
+        return image_metrics(
+            scores[keep],
+            test.labels[keep],
+            blocks=blocks,
+            split=_split(test),
+            n_boot=n_boot,
+            seed=seed,
+        )
 
     by_class = []
     present = np.unique(test.classes)
@@ -257,7 +248,7 @@ def _measured(
     )
 
 
-def _split(test: TestSet) -> str:
+def _split(test: Labelled) -> str:
     kind = "synthetic anomalies" if test.synthetic else "test"
     return kind if test.normals == "test" else f"{kind}, normal items of the {test.normals} split"
 
@@ -294,7 +285,7 @@ def _shown(raw: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _examples(
-    test: TestSet, found: Evaluation, shown: np.ndarray, residuals: np.ndarray
+    test: Labelled, found: Evaluation, shown: np.ndarray, residuals: np.ndarray
 ) -> tuple[Example, ...]:
     return tuple(
         Example(

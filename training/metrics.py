@@ -79,7 +79,7 @@ def image_metrics(
     draws = _resampled_figures(scores, labels, blocks, n_boot, seed)
     how = "bootstrap of blocks by class" if blocks is not None else "bootstrap by class"
     return {
-        name: _with_interval(value, draws[:, i], len(scores), split, note, how)
+        name: _with_interval(value, draws[:, i], n=len(scores), split=split, note=note, how=how)
         for i, (name, value) in enumerate(values.items())
     }
 
@@ -129,10 +129,15 @@ def pixel_metrics(
     if found is not None:
         values["iou"] = float(jaccard_score(truth, found.ravel(), zero_division=0.0))
         notes["iou"] = _joined(note, f"at residual {threshold:.4g}, set on normal data")
-    draws = _resampled_pixel_figures(maps, masks, shares, found, n_boot, seed)
+    draws = _resampled_pixel_figures(maps, masks, shares, found, n_boot=n_boot, seed=seed)
     return {
         name: _with_interval(
-            value, draws[:, i], len(maps), split, notes[name], "bootstrap of images"
+            value,
+            draws[:, i],
+            n=len(maps),
+            split=split,
+            note=notes[name],
+            how="bootstrap of images",
         )
         for i, (name, value) in enumerate(values.items())
     }
@@ -256,7 +261,7 @@ def _check(scores: np.ndarray, labels: np.ndarray) -> None:
 
 
 def _with_interval(
-    value: float, draws: np.ndarray, n: int, split: str, note: str, how: str
+    value: float, draws: np.ndarray, *, n: int, split: str, note: str, how: str
 ) -> Metric:
     if len(draws) == 0 or np.isnan(draws).any():
         reason = "" if len(draws) == 0 else "no interval: too few independent items"
@@ -315,7 +320,8 @@ def _resampled_figures(
 
 def _region_shares(masks: np.ndarray) -> Float64[np.ndarray, "N H W"]:
     """1 / size of its region for each marked pixel, 1 elsewhere: as weights, they make the
-    true-positive rate of the pixels the mean overlap of the regions."""
+    true-positive rate of the pixels the mean overlap of the regions.
+    """
     shares = np.ones(masks.shape)
     for mask, share in zip(masks, shares, strict=True):
         regions, _ = label_regions(mask, structure=np.ones((3, 3)))
@@ -340,11 +346,13 @@ def _resampled_pixel_figures(
     masks: np.ndarray,
     shares: np.ndarray,
     found: np.ndarray | None,
+    *,
     n_boot: int,
     seed: int,
 ) -> Float64[np.ndarray, "B M"]:
     """Pixel AUROC, AUPRO (and IoU) of resampled images, from histograms of each image's residuals
-    over ``_PIXEL_BINS`` quantiles: pixels share a bin only where they nearly share a residual."""
+    over ``_PIXEL_BINS`` quantiles: pixels share a bin only where they nearly share a residual.
+    """
     n = len(maps)
     rng = np.random.default_rng(seed)
     sample = rng.choice(maps.ravel(), size=min(maps.size, 500_000), replace=False)

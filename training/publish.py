@@ -25,6 +25,7 @@ from service.contract.manifest import (
     Provenance,
     SeriesInput,
 )
+from service.contract.preprocess import prepare_images
 from service.contract.store import CALIBRATION, GOLDEN, Artifact
 from service.detectors.base import Detector
 from service.runtime import Runtime
@@ -211,8 +212,6 @@ def _calibration_items(spec: ImageInput | SeriesInput, data: ImageData | SeriesD
     """Prepared normal items that no part of the detector has seen."""
     if isinstance(data, ImageData):
         assert isinstance(spec, ImageInput)
-        from service.contract.preprocess import prepare_images
-
         items = prepare_images(spec, data.calibration)
     else:
         assert isinstance(spec, SeriesInput)
@@ -248,7 +247,7 @@ def _draft(
         metrics={},
         provenance=Provenance(
             created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-            commit=_commit(),
+            commit=commit_of_the_code(),
             config_digest=config.digest,
             seed=config.seed,
             data=source.name,
@@ -276,7 +275,8 @@ def _parity_metric(parity: Parity) -> Metric:
     )
 
 
-def _commit() -> str:
+def commit_of_the_code() -> str:
+    """``git describe`` of the checkout; ``unknown`` outside one."""
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607 found on PATH

@@ -246,11 +246,14 @@ def published_for(
     Args:
         family: our family, to tell the same method from the others.
         data: name of the data set as its loader gives it; case and punctuation do not matter.
-        normal: classes that are normal.
-        novel: classes that are anomalous.
+        normal: classes that are normal; of the ten classes, all that are not novel by default.
+        novel: classes that are anomalous; by default all that are not normal.
     """
     name = re.sub(r"[^a-z0-9]", "", data.lower())
     normal, novel = sorted(set(normal)), sorted(set(novel))
+    if bool(normal) != bool(novel):
+        others = [c for c in range(10) if c not in (*normal, *novel)]
+        normal, novel = normal or others, novel or others
     rows = []
     for table in PUBLISHED:
         if not _is_about(table.data, name) or not _setting_fits(table.setting, normal, novel):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64
 
 from service.contract.errors import InvalidInput
 from service.contract.manifest import SeriesInput
@@ -27,10 +27,8 @@ _NORMAL, _MADE = 0, 1
 
 
 @dataclass(frozen=True)
-class TestSet:
-    """Items to score, [N, H, W, C] uint8 or [N, L, D] prepared windows, and the truth about them."""
-
-    __test__ = False  # not a test case, whatever pytest reads into the name
+class Labelled:
+    """Items to score, uint8 [N, H, W, C] or prepared windows [N, L, D], and their truth."""
 
     items: np.ndarray
     labels: Int64[np.ndarray, " N"]
@@ -56,7 +54,7 @@ class Track:
     anomalous: Bool[np.ndarray, " T"]
 
 
-def image_test_set(data: ImageData, seed: int) -> TestSet:
+def image_test_set(data: ImageData, seed: int) -> Labelled:
     """The test images, with normal and anomalous ones among them.
 
     Raises:
@@ -74,16 +72,16 @@ def image_test_set(data: ImageData, seed: int) -> TestSet:
         if masks is not None:
             masks = np.concatenate([np.zeros((len(extra), *masks.shape[1:]), bool), masks])
         # the class of the stand-ins is unknown; one that no test item has says so
-        free = min(0, *classes, 0) - 1 if len(classes) else 0
+        free = int(min(classes, default=0)) - 1
         names[free] = "normal (validation)"
         classes = np.concatenate([np.full(len(extra), free), classes])
         labels = np.concatenate([extra, labels])
     if (labels == 1).any():
-        return TestSet(images, labels, classes, names, masks, normals=normals, notes=tuple(notes))
+        return Labelled(images, labels, classes, names, masks, normals=normals, notes=tuple(notes))
 
     chosen = _evenly(len(images), MAX_SYNTHETIC)
     made, made_masks = synthetic_anomalies(images[chosen], seed)
-    return TestSet(
+    return Labelled(
         items=np.concatenate([images, made]),
         labels=_two_kinds(len(images), len(made)),
         classes=_two_kinds(len(images), len(made)),
@@ -95,7 +93,7 @@ def image_test_set(data: ImageData, seed: int) -> TestSet:
     )
 
 
-def series_test_set(spec: SeriesInput, data: SeriesData, seed: int) -> tuple[TestSet, list[Track]]:
+def series_test_set(spec: SeriesInput, data: SeriesData, seed: int) -> tuple[Labelled, list[Track]]:
     """The windows of the test recordings that have a label, and every recording's own windows.
 
     Classes are the recordings that anomalous windows come from, where there is more than one.
@@ -129,13 +127,13 @@ def series_test_set(spec: SeriesInput, data: SeriesData, seed: int) -> tuple[Tes
         if len(sources) > 1:
             names = {0: "normal"} | {int(r) + 1: tracks[r].name for r in sources}
             classes = np.where(labels == 1, recording + 1, 0)
-        return TestSet(
+        return Labelled(
             items, labels, classes, names, blocks=blocks, normals=normals, notes=tuple(notes)
         ), tracks
 
     chosen = _evenly(len(items), MAX_SYNTHETIC)
     made, changed = synthetic_series_anomalies(items[chosen], seed)
-    return TestSet(
+    return Labelled(
         items=np.concatenate([items, made]),
         labels=_two_kinds(len(items), len(made)),
         classes=_two_kinds(len(items), len(made)),

@@ -8,7 +8,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import StringIO
@@ -22,10 +22,10 @@ from jaxtyping import Float64
 
 from service.contract.errors import FieldError, InputTooLarge, InvalidInput, MalformedInput
 from service.contract.manifest import SeriesInput
-from service.problems import MAX_FIELD_ERRORS
 
 TIME_COLUMNS = ("time", "timestamp", "date")
 LABEL_COLUMNS = ("group", "label")
+_MAX_ERRORS = 20  # as many places as one answer names
 _MISSING = frozenset({"", "nan", "null", "na", "n/a", "none"})
 _SLASHED = re.compile(
     r"(\d{4})[/-](\d{1,2})[/-](\d{1,2})(?:[ T](\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?)?"
@@ -152,7 +152,7 @@ def _recording(spec: SeriesInput, table: _Table) -> Recording:
     if wrong:
         errors = (
             FieldError(f"/rows/{i}", f"has {len(table.cells[i])} cells, expected {width}")
-            for i in wrong[:MAX_FIELD_ERRORS]
+            for i in wrong[:_MAX_ERRORS]
         )
         first = f"{table.place(wrong[0])} has {len(table.cells[wrong[0]])} cells, expected {width}"
         raise InvalidInput(f"{len(wrong)} rows have a wrong length; {first}", tuple(errors))
@@ -224,7 +224,7 @@ def _readings(
                 errors.append(
                     FieldError(f"/rows/{i}/{order[j]}", f"{where}: {shown} is not a number")
                 )
-                if len(errors) == MAX_FIELD_ERRORS:
+                if len(errors) == _MAX_ERRORS:
                     raise InvalidInput(errors[0].detail, tuple(errors))
             else:
                 out[i, j] = number
@@ -252,7 +252,7 @@ def _number(cell: object) -> float | None:
         return math.inf
 
 
-def _timestamps(stamps: Sequence[Any], pointer: Any) -> Float64[np.ndarray, " T"]:
+def _timestamps(stamps: Sequence[Any], pointer: Callable[[int], str]) -> Float64[np.ndarray, " T"]:
     """Seconds since 1970 in UTC; NaN where a timestamp is missing, which counts as a gap."""
     out = np.empty(len(stamps), dtype=np.float64)
     errors: list[FieldError] = []
@@ -263,7 +263,7 @@ def _timestamps(stamps: Sequence[Any], pointer: Any) -> Float64[np.ndarray, " T"
             errors.append(
                 FieldError(pointer(i), f"{shown} is no timestamp like 2015-12-30T15:15:00Z")
             )
-            if len(errors) == MAX_FIELD_ERRORS:
+            if len(errors) == _MAX_ERRORS:
                 break
         else:
             out[i] = seconds

@@ -57,7 +57,7 @@ class DiffusionParams(Params):
     t0: int = Field(ge=1)
     ddim_steps: int = Field(ge=1)
     starts: int = Field(ge=1)
-    selection: dict[str, float] = {}
+    selection: dict[str, float] = Field(default_factory=dict)
     """AUROC of each score variant on held-out normals against synthetic anomalies."""
 
 
@@ -171,6 +171,10 @@ def _checked(artifact: Artifact) -> dict[str, np.ndarray]:
     a = arrays
     pairs = {len(a[name]) for name in _RANKS if name.startswith("pair_")}
     steps = {len(a["ddim_t"]) + 1, len(a["signal"]), len(a["sigma"])}
-    if len(pairs) != 1 or len(steps) != 1 or a["pair_noise"].shape[1:] != a["start_noise"].shape[1:]:
+    if (
+        len(pairs) != 1
+        or len(steps) != 1
+        or a["pair_noise"].shape[1:] != a["start_noise"].shape[1:]
+    ):
         raise ArtifactCorrupt(f"{artifact.path / ARRAYS}: its arrays do not fit each other")
     return arrays

@@ -57,13 +57,10 @@ class IaeLstmKlDetector:
 
     def detect(self, x: Float32[np.ndarray, "N ..."], *, maps: bool) -> Detection:
         started = perf_counter()
-        if not maps:  # onnxruntime skips the decoder when nothing asks for it
-            (scores,) = self._graph.run(["score"], {"x": x})
-            return Detection(
-                scores.astype(np.float64), None, {"infer": perf_counter() - started}
-            )
         scores, x_hat = self._graph.run(["score", "reconstruction"], {"x": x})
         inferred = perf_counter()
+        if not maps:
+            return Detection(scores.astype(np.float64), None, {"infer": inferred - started})
         residual = np.abs(x - x_hat)
         if self._image:
             residual = residual.mean(axis=1)  # N H W

@@ -59,16 +59,12 @@ class Choice(Frozen):
 class NlnParams(Params):
     """What scoring needs besides the arrays."""
 
-    patch: tuple[int, int] = Field(description="rows and columns of a patch; H, W = whole image")
+    patch_height: int = Field(ge=1, description="H of the input: no patches, whole images")
+    patch_width: int = Field(ge=1)
     stride: int = Field(ge=1)
     latent: int = Field(ge=1)
     neighbours: int = Field(ge=1, description="K")
     position_weight: float = Field(default=0.0, ge=0)
-    local_contrast: float = Field(
-        default=0.0, ge=0, description="0 = off; else patches are brought to mean 1/2 and this "
-        "standard deviation before they are encoded",
-    )  # fmt: skip
-    contrast_floor: float = Field(default=0.02, gt=0)
     gamma: float = Field(ge=0, description="power of the local density that d is divided by")
     alpha: float = Field(ge=0, le=1, description="weight of e; 1 - alpha is that of d")
     e_top: float = Field(gt=0, le=1, description="share of the largest pixels whose mean is e")
@@ -82,7 +78,12 @@ class NlnParams(Params):
     smooth: float = Field(ge=0, description="sigma of the Gaussian over the maps, in pixels")
     decoded: Literal["bank", "decoder"]
     index: Literal["flat", "hnsw", "ivfpq"]
-    selection: tuple[Choice, ...] = ()
+    selection: list[Choice] = Field(default_factory=list)
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """(h, w) of what is encoded."""
+        return (self.patch_height, self.patch_width)
 
 
 @dataclass(frozen=True)
@@ -208,8 +209,7 @@ class NlnDetector:
         """The patches of each item, row by row, item after item; M = N P."""
         ph, pw = self.params.patch
         parts = [x[:, :, t : t + ph, s : s + pw] for t, s in self.origins]
-        patches = np.stack(parts, axis=1).reshape(-1, x.shape[1], ph, pw)
-        return normalise_patches(self.params, patches)
+        return np.stack(parts, axis=1).reshape(-1, x.shape[1], ph, pw)
 
     def embed(self, patches: Float32[np.ndarray, "M C h w"]) -> Float32[np.ndarray, "M Z"]:
         """What the index holds: latents, and the weighted places of the patches where wanted."""
@@ -258,18 +258,6 @@ class NlnDetector:
             return maps
         rows, columns = self._blur
         return np.asarray(rows @ maps @ columns.T)
-
-
-def normalise_patches(
-    params: NlnParams, patches: Float32[np.ndarray, "M C h w"]
-) -> Float32[np.ndarray, "M C h w"]:
-    """Patches brought to one mean and one contrast, each by itself; untouched when that is off."""
-    if params.local_contrast == 0:
-        return patches
-    centred = patches - patches.mean(axis=(1, 2, 3), keepdims=True)
-    spread = np.sqrt(np.square(centred).mean(axis=(1, 2, 3), keepdims=True))
-    gain = params.local_contrast / np.maximum(spread, params.contrast_floor)
-    return np.asarray(0.5 + centred * gain, dtype=np.float32)
 
 
 def join(params: NlnParams, e: np.ndarray, d: np.ndarray) -> Float64[np.ndarray, " N"]:

@@ -1,0 +1,75 @@
+"""One module a group of routes; here: what several of them share."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+from fastapi import Request
+from fastapi.responses import Response
+from pydantic import BaseModel
+
+from service.contract.errors import FieldError, InvalidInput
+from service.problems import MEDIA_TYPE
+from service.schemas import Problem
+
+_PROBLEMS = {
+    400: "Malformed: truncated image, broken JSON, multipart or csv, empty body.",
+    404: "No such model or version.",
+    413: "Too many bytes, pixels, images, cells or windows.",
+    415: "A content type or file format that is not accepted.",
+    422: "Well-formed but wrong: query, columns, cells, too few rows.",
+    503: "The model is not ready, or too much is waiting; see Retry-After.",
+    504: "Not done in time.",
+}
+
+
+def problem_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of a route that may answer with these problems."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
+    return {s: {"description": _PROBLEMS[s], "content": content} for s in statuses}
+
+
+def known_query(model: type[BaseModel]) -> Callable[[Request], None]:
+    """A dependency that refuses query parameters that are unknown or given twice, so that a
+    mistyped one is not silently ignored."""
+
+    def check(request: Request) -> None:
+        counts = Counter(key for key, _ in request.query_params.multi_items())
+        allowed = ", ".join(model.model_fields)
+        errors = [
+            FieldError(f"/{key}", f"unknown query parameter; allowed: {allowed}")
+            for key in counts
+            if key not in model.model_fields
+        ]
+        errors += [FieldError(f"/{k}", "given more than once") for k, n in counts.items() if n > 1]
+        if errors:
+            first = errors[0]
+            raise InvalidInput(f"{first.pointer.lstrip('/')}: {first.detail}", tuple(errors))
+
+    return check
+
+
+def json_response(
+    body: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """``body`` as JSON."""
+    return Response(orjson.dumps(body), status, headers, "application/json")
+
+
+def timeout_s(request: Request, longest: float) -> float:
+    """The caller's deadline (``X-Request-Timeout``, seconds), never more than ``longest``.
+
+    Raises:
+        InvalidInput: the header is no positive number.
+    """
+    text = request.headers.get("x-request-timeout")
+    if text is None:
+        return longest
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise InvalidInput(f"X-Request-Timeout must be a positive number of seconds, got {text!r}")
+    return min(seconds, longest)

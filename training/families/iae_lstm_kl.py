@@ -34,7 +34,7 @@ from service.detectors.base import Detection
 from service.detectors.iae_lstm_kl import GRAPH, IaeLstmKlParams, ScoreVariant
 from training.export import export_onnx, fold_batchnorm, round_to_half
 from training.families.base import FamilyConfig, PreparedData, Task
-from sklearn.metrics import roc_auc_score as auroc
+from sklearn.metrics import roc_auc_score
 from training.networks.hypersphere import HypersphereNet
 from training.run import ArrayBatches, Run
 
@@ -263,7 +263,7 @@ class IaeLstmKl:
                 for p in (normal, synthetic)
             ]
             labels = np.repeat([0, 1], [len(s) for s in scores])
-            model.selection[variant] = auroc(labels, np.concatenate(scores))
+            model.selection[variant] = roc_auc_score(labels, np.concatenate(scores))
         if config.score == "auto":
             model.score = max(VARIANTS, key=lambda v: model.selection[v])
 

@@ -21,6 +21,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from service.contract.errors import InvalidInput
 from service.contract.manifest import ImageInput
 from service.detectors.base import Detection
 from service.detectors.nln import (
@@ -35,7 +36,6 @@ from service.detectors.nln import (
     NlnDetector,
     NlnParams,
     join,
-    normalise_patches,
     to_levels,
     top_mean,
 )
@@ -61,7 +61,6 @@ class NlnConfig(FamilyConfig):
     learning_rate: float = Field(default=2e-3, gt=0)
     flips: bool = Field(default=False, description="mirror images at random, also in the bank")
     noise: float = Field(default=0.0, ge=0, description="noise on the inputs of training")
-    local_contrast: float = Field(default=0.0, ge=0)
     position_weight: float = Field(default=0.0, ge=0)
     neighbours: int = Field(default=5, ge=1, le=100)
     bank_items: int = Field(default=10000, ge=2)
@@ -137,10 +136,7 @@ class _Reconstruction(L.LightningModule):
             for axis in (2, 3):
                 mirrored = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
                 x = torch.where(mirrored, x.flip(axis), x)
-        if self.params.local_contrast:
-            cut = normalise_patches(self.params, x.cpu().numpy())
-            x = torch.from_numpy(cut).to(x.device)
-        return x
+        return x.contiguous(memory_format=torch.channels_last)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate)
@@ -150,7 +146,7 @@ class _Reconstruction(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class NlnFamily:
+class Nln:
     """Nearest latent neighbours."""
 
     Config: ClassVar[type[FamilyConfig]] = NlnConfig
@@ -164,18 +160,19 @@ class NlnFamily:
         """The fitted model.
 
         Raises:
-            ValueError: too few images, or sizes and patches that do not fit.
+            InvalidInput: too few images, or sizes and patches that do not fit.
         """
         spec = data.spec
         assert isinstance(spec, ImageInput)
         params = _first_params(config, spec)
         if len(data.train) <= config.neighbours or len(data.validation) < 2:
-            raise ValueError(
+            raise InvalidInput(
                 f"{len(data.train)} training and {len(data.validation)} validation images are too "
                 f"few; at least {config.neighbours + 1} and 2 are needed"
             )
         run.seed_everything("init")
         network = build_autoencoder((spec.shape[0], *params.patch), config.latent, config.width)
+        network.to(memory_format=torch.channels_last)  # nearly twice as fast on a CPU
         crops = 1 if params.patch == spec.shape[1:] else config.crops
         batches = ArrayBatches(
             data.train, batch_size=max(2, config.batch_size // crops), seed=run.seed
@@ -183,7 +180,7 @@ class NlnFamily:
         epochs = max(1, round(config.steps / len(batches)))
         module = _Reconstruction(network, params, config, epochs * len(batches))
         run.train_stage("autoencoder", module, batches, epochs)
-        network.eval()
+        network.to(memory_format=torch.contiguous_format).eval()
         bank = build_bank(network, params, config, data.train, spec, run.seed)
         index, kind = build_index(bank.latents, config)
         params = params.model_copy(
@@ -358,7 +355,7 @@ def build_index(
 def choose(config: NlnConfig, model: NlnModel, data: PreparedData) -> NlnParams:
     """The numbers of the score: scales from held-out normals, and of a grid of settings the one that
     tells synthetic anomalies from held-out normals best (the first one where there are none)."""
-    synthetic: np.ndarray | None = getattr(data, "synthetic", None)
+    synthetic = data.synthetic
     normal: dict[float, Measured] = {}
     odd: dict[float, Measured] = {}
     for gamma in config.gamma if synthetic is not None else config.gamma[:1]:
@@ -377,12 +374,12 @@ def choose(config: NlnConfig, model: NlnModel, data: PreparedData) -> NlnParams:
             auroc = _auroc(_score(params, normal[gamma]), _score(params, odd[gamma]))
         rows.append((auroc, params))
     best = max(rows, key=lambda row: row[0])[1]  # the first of equals
-    if synthetic is None:
+    if len(rows) == 1 or synthetic is None:
         return rows[0][1]
-    table = tuple(
+    table = [
         Choice(alpha=p.alpha, gamma=p.gamma, e_top=p.e_top, d_top=p.d_top, auroc=round(auroc, 4))
         for auroc, p in rows
-    )
+    ]
     return best.model_copy(update={"selection": table})
 
 
@@ -430,14 +427,14 @@ def _first_params(config: NlnConfig, spec: ImageInput) -> NlnParams:
     side = 32 if config.patch == "auto" else config.patch
     patch = (h, w) if whole or isinstance(side, str) else (side, side)
     if patch[0] > h or patch[1] > w:
-        raise ValueError(f"patches of {patch[0]} pixels do not fit into images of {h}x{w}")
+        raise InvalidInput(f"patches of {patch[0]} pixels do not fit into images of {h}x{w}")
     return NlnParams(
-        patch=patch,
+        patch_height=patch[0],
+        patch_width=patch[1],
         stride=config.stride or max(1, min(patch) // 2),
         latent=config.latent,
         neighbours=config.neighbours,
         position_weight=config.position_weight,
-        local_contrast=config.local_contrast,
         gamma=config.gamma[0],
         alpha=config.alpha[0],
         e_top=config.e_top[0],

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from service.contract.errors import InvalidInput
+
 
 class Autoencoder(nn.Module):
     """``decode(encode(x))``; sizes that the form cannot halve exactly are refused."""
@@ -36,13 +38,13 @@ def build_autoencoder(shape: tuple[int, int, int], latent: int, width: int = 32)
     """The form for inputs of this (C, H, W): pooled below 64 pixels a side, strided from there on.
 
     Raises:
-        ValueError: a side is no multiple of 4 (below 64 pixels) or of 16 (64 and more).
+        InvalidInput: a side is no multiple of 4 (below 64 pixels) or of 16 (64 and more).
     """
     _, height, width_px = shape
     pooled = min(height, width_px) < 64
     multiple = 4 if pooled else 16
     if height % multiple or width_px % multiple:
-        raise ValueError(
+        raise InvalidInput(
             f"an autoencoder of {height}x{width_px} inputs needs sides that are multiples of "
             f"{multiple}"
         )

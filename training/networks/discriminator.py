@@ -34,9 +34,7 @@ class PatchDiscriminator(nn.Module):
             elif isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
-    def forward(
-        self, x: Float[Tensor, "N C H W"]
-    ) -> tuple[Float[Tensor, "N 1 h w"], list[Tensor]]:
+    def forward(self, x: Float[Tensor, "N C H W"]) -> tuple[Float[Tensor, "N 1 h w"], list[Tensor]]:
         features = []
         for block in self.blocks:
             x = block(x)

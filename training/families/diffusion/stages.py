@@ -68,7 +68,7 @@ class CompressionStage(L.LightningModule):
         self.discriminator = (
             PatchDiscriminator(model.config["in_channels"]) if adversarial else None
         )
-        self.step = nn.Buffer(torch.zeros((), dtype=torch.int64))
+        self.batches_seen = nn.Buffer(torch.zeros((), dtype=torch.int64))
 
     def configure_optimizers(self) -> Any:
         every: list[tuple[nn.Module, tuple[float, float]]] = [(self.model, (0.5, 0.9))]
@@ -77,9 +77,9 @@ class CompressionStage(L.LightningModule):
         optimizers = [torch.optim.Adam(m.parameters(), self.lr, betas=b) for m, b in every]
         return optimizers, [_cosine(o, self.steps) for o in optimizers]
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+    def training_step(self, batch: tuple[Tensor, ...]) -> None:
         (x,) = batch
-        step = int(self.step)
+        step = int(self.batches_seen)
         model, codebook = self.model, self.model.quantize.embedding.weight
         h = model.quant_conv(model.encoder(x))  # N Z h w
         loss = x.new_zeros(())
@@ -97,7 +97,7 @@ class CompressionStage(L.LightningModule):
         optimizers = _as_list(self.optimizers())
         adversarial = self.discriminator is not None and step >= int(0.25 * self.steps)
         if adversarial:
-            loss = loss + self._generator_loss(x, x_hat, reconstruction)
+            loss = loss.add(self._generator_loss(x, x_hat, reconstruction))
         optimizers[0].zero_grad()
         self.manual_backward(loss)
         optimizers[0].step()
@@ -110,7 +110,7 @@ class CompressionStage(L.LightningModule):
             optimizers[1].step()
         for scheduler in _as_list(self.lr_schedulers()):
             scheduler.step()
-        self.step += 1
+        self.batches_seen.add_(1)
         self.log("l1", reconstruction.detach(), prog_bar=True)
 
     def _generator_loss(self, x: Tensor, x_hat: Tensor, reconstruction: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class DenoisingStage(L.LightningModule):
         scheduler = {"scheduler": _cosine(optimizer, self.steps), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...]) -> Tensor:
         (z,) = batch
         t = torch.randint(T, (len(z),), device=z.device)
         alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
@@ -173,8 +173,9 @@ class DenoisingStage(L.LightningModule):
         # a short run must not average in its first, random weights
         decay = min(self.decay, (1 + self.global_step) / (10 + self.global_step))
         with torch.no_grad():
-            followers, leaders = list(self.average.parameters()), list(self.denoiser.parameters())
-            torch._foreach_lerp_(followers, leaders, 1.0 - decay)
+            pairs = zip(self.average.parameters(), self.denoiser.parameters(), strict=True)
+            for follower, leader in pairs:
+                follower.lerp_(leader, 1.0 - decay)
 
 
 class PairStage(L.LightningModule):
@@ -195,7 +196,7 @@ class PairStage(L.LightningModule):
         scheduler = {"scheduler": _cosine(optimizer, self.steps), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...]) -> Tensor:
         x, same, other = (b.float() for b in batch)
         logits = self.classifier(torch.cat([x, x]), torch.cat([same, other]))
         target = torch.cat([torch.ones(len(x)), torch.full((len(x),), 0.1)]).to(logits)

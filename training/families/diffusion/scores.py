@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor, nn
 
 from service.detectors.diffusion import ScoreVariant
-from training.families.diffusion_stages import T, alpha_bars
+from training.families.diffusion.stages import T, alpha_bars
 
 VARIANTS: tuple[ScoreVariant, ...] = get_args(ScoreVariant)
 _CHUNK = 64
@@ -45,6 +45,7 @@ class Chain:
     def draw(
         cls,
         shape: tuple[int, ...],
+        *,
         ts: tuple[int, ...],
         noises: int,
         t0: int,
@@ -120,11 +121,9 @@ def chunks(
     x: np.ndarray, f: Callable[[Tensor], Tensor], size: int = _CHUNK, device: str = "cpu"
 ) -> np.ndarray:
     """``f`` over sub-batches of ``x`` on ``device``, without gradients, as one array."""
-    parts: list[np.ndarray] = []
     with torch.no_grad():
-        for part in np.split(x, range(size, len(x), size)):
-            parts.append(f(torch.from_numpy(part).to(device)).cpu().numpy())
-    return np.concatenate(parts)
+        split = np.split(x, range(size, len(x), size))
+        return np.concatenate([f(torch.from_numpy(p).to(device)).cpu().numpy() for p in split])
 
 
 def pair_errors(

@@ -1,0 +1,61 @@
+"""``python -m service``: the service on ANOMALY_HOST:ANOMALY_PORT until SIGTERM or Ctrl-C."""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+
+import uvicorn
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+_OPTIONS = ("host", "port", "workers", "models_dir")
+_LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": "INFO"},
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 after a clean end, 2 for settings that are wrong."""
+    parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
+    for option in _OPTIONS:
+        parser.add_argument(
+            f"--{option.replace('_', '-')}",
+            help=f"{Settings.model_fields[option].description} (ANOMALY_{option.upper()})",
+        )
+    given = vars(parser.parse_args(arguments))
+    for option, value in given.items():
+        if value is not None:  # workers are processes of their own and read the environment
+            os.environ[f"ANOMALY_{option.upper()}"] = value
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for e in error.errors():
+            name = f"ANOMALY_{str(e['loc'][0]).upper()}"
+            print(f"{name}: {e['msg']}, got {e['input']!r}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="anomaly-metrics-") as folder:
+        if settings.workers > 1:
+            os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
+        uvicorn.run(
+            "service.app:create_app",
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            log_config=_LOGGING,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=20,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""POST /score/timeseries: rows of sensor readings, scored window by window."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import numpy as np
+import orjson
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import Response
+
+from service.batching import deadline
+from service.contract.errors import FieldError, InputTooLarge, InvalidInput
+from service.contract.manifest import SeriesInput
+from service.contract.preprocess import Windows, prepare_series
+from service.decision import DecisionRule
+from service.decoding.body import (
+    MULTIPART,
+    check_media_type,
+    parse_multipart,
+    parts_named,
+    read_body,
+)
+from service.decoding.tables import Recording, read_csv, read_json
+from service.problems import request_id_of
+from service.rendering import float32_map
+from service.resources import Resources, resources_of
+from service.routes import known_query, problem_docs, timeout_s
+from service.schemas import SeriesBody, SeriesQuery
+from service.scoring import Scorer, Scores
+
+router = APIRouter(tags=["scoring"])
+
+JSON, CSV = "application/json", "text/csv"
+_CELLS_AT_ONCE = 4_000_000  # of windows cut from a recording: bounds memory, not the result
+_BODY = {
+    "required": True,
+    "content": {
+        JSON: {
+            "schema": {
+                "type": "object",
+                "required": ["rows"],
+                "additionalProperties": False,
+                "properties": {
+                    "columns": {"type": "array", "items": {"type": "string"}},
+                    "timestamps": {
+                        "type": "array",
+                        "items": {"type": ["string", "null"], "format": "date-time"},
+                    },
+                    "rows": {
+                        "type": "array",
+                        "items": {"type": "array", "items": {"type": ["number", "null"]}},
+                    },
+                },
+            }
+        },
+        CSV: {"schema": {"type": "string"}},
+        MULTIPART: {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {"file": {"type": "string", "format": "binary"}},
+            }
+        },
+    },
+}
+
+
+@router.post(
+    "/score/timeseries",
+    dependencies=[Depends(known_query(SeriesQuery))],
+    openapi_extra={"requestBody": _BODY},
+    responses={
+        200: {"description": "Scores of all windows, in order.", "model": SeriesBody},
+        **problem_docs(400, 404, 413, 415, 422, 503, 504),
+    },
+)
+async def score_timeseries(request: Request, query: Annotated[SeriesQuery, Query()]) -> Response:
+    """Score a recording: JSON, csv with a header, or a csv file as multipart part `file`.
+
+    Columns are matched by name in any order (JSON without `columns`: by position). A column named
+    time, timestamp or date holds the timestamps; one named group or label is ignored. Windows with
+    missing readings, gaps in time, stuck sensors or readings out of range are `not_scorable`.
+    """
+    resources = resources_of(request)
+    async with deadline(timeout_s(request, resources.settings.request_timeout_s)):
+        return await _score(request, query, resources)
+
+
+async def _score(request: Request, query: SeriesQuery, resources: Resources) -> Response:
+    settings, admission = resources.settings, resources.admission
+    scorer = resources.catalog.get(query.model, query.version, "timeseries")
+    rule = DecisionRule.of(scorer, query.fpr, settings.review_fpr)
+    media_type = check_media_type(request, (JSON, CSV, MULTIPART))
+    body = await read_body(request, settings.max_body_bytes)
+    name, spec = scorer.manifest.name, scorer.series_input
+    content_type = request.headers["content-type"]
+
+    def decode() -> Recording:
+        with resources.telemetry.phase(name, "decode"):
+            return _recording(spec, media_type, content_type, body, settings.max_cells)
+
+    with admission.admit(name, 1):
+        recording = await admission.run(name, decode)
+        stride = query.stride or spec.stride
+        windows = check_windows(spec, len(recording.rows), stride, query.map, resources)
+        results: list[dict[str, Any]] = []
+        at_once = max(1, _CELLS_AT_ONCE // (spec.min_rows * len(spec.columns)))
+        for first in range(0, windows, at_once):
+            count = min(at_once, windows - first)
+            cut = await admission.run(name, _cutter(spec, recording, first, count, stride))
+            x = cut.values[cut.scorable]
+            scores = await admission.score(scorer, x, maps=True)
+            results += await admission.run(
+                name, _describer(scorer, rule, cut, scores, first, first * stride, query.map)
+            )
+        return await admission.run(
+            name, lambda: _answer(request, scorer, recording, results, resources)
+        )
+
+
+def check_windows(
+    spec: SeriesInput, rows: int, stride: int, mode: str, resources: Resources
+) -> int:
+    """How many windows so many rows give.
+
+    Raises:
+        InvalidInput: not even one.
+        InputTooLarge: more than are scored, or whose residuals are returned, at once.
+    """
+    settings = resources.settings
+    if rows < spec.min_rows:
+        smoothing = f" ({spec.window} + {spec.smoothing - 1} for smoothing)" * (spec.smoothing > 1)
+        raise InvalidInput(
+            f"{rows} rows were sent; one window needs {spec.min_rows}{smoothing}",
+            (FieldError("/rows", f"at least {spec.min_rows} are needed"),),
+        )
+    windows = len(range(0, rows - spec.min_rows + 1, stride))
+    if windows > settings.max_windows:
+        raise InputTooLarge(
+            f"{windows} windows; allowed: {settings.max_windows} (ANOMALY_MAX_WINDOWS); "
+            f"send fewer rows or a larger stride"
+        )
+    cells = windows * spec.window * len(spec.columns)
+    if mode != "none" and cells > settings.max_map_pixels:
+        raise InputTooLarge(
+            f"residuals of {cells} cells are more than an answer may hold "
+            f"({settings.max_map_pixels}, ANOMALY_MAX_MAP_PIXELS); map=none scores without them"
+        )
+    return windows
+
+
+def contributions(maps: np.ndarray) -> np.ndarray:
+    """Share of each column in each window's residual, [W, L, D] -> [W, D]; rows sum to 1."""
+    by_column = np.clip(maps, 0, None).sum(axis=1, dtype=np.float64)
+    total = by_column.sum(axis=1, keepdims=True)
+    equal = 1.0 / by_column.shape[1]
+    return np.asarray(np.where(total > 0, by_column / np.where(total > 0, total, 1), equal))
+
+
+def _recording(
+    spec: SeriesInput, media_type: str, content_type: str, body: bytes, max_cells: int
+) -> Recording:
+    if media_type == MULTIPART:
+        parts = parts_named(parse_multipart(content_type, body, 8), "file")
+        if len(parts) > 1:
+            raise InvalidInput(f"one part named 'file' is scored at a time; got {len(parts)}")
+        media_type, body = parts[0].content_type, parts[0].data
+    if media_type == JSON:
+        return read_json(spec, body, max_cells)
+    return read_csv(spec, body, max_cells)
+
+
+def _cutter(
+    spec: SeriesInput, recording: Recording, first: int, count: int, stride: int
+) -> Callable[[], Windows]:
+    """Windows ``first`` to ``first + count`` of a recording; they see their own rows only, so
+    that cutting piecewise gives what cutting at once would."""
+    begin = first * stride
+    end = begin + (count - 1) * stride + spec.min_rows
+    stamps = recording.timestamps_s
+    part = None if stamps is None else stamps[begin:end]
+    return lambda: prepare_series(spec, recording.rows[begin:end], part, stride)
+
+
+def _describer(
+    scorer: Scorer,
+    rule: DecisionRule,
+    cut: Windows,
+    scores: Scores,
+    first: int,
+    offset: int,
+    mode: str,
+) -> Callable[[], list[dict[str, Any]]]:
+    def describe() -> list[dict[str, Any]]:
+        names = [c.name for c in scorer.series_input.columns]
+        decisions = rule.decide(scores.p_value)
+        maps = scores.maps
+        shares = None if maps is None else contributions(maps)
+        results = []
+        k = 0
+        for i, reason in enumerate(cut.reasons):
+            result: dict[str, Any] = {
+                "index": first + i,
+                "start": offset + int(cut.start[i]),
+                "end": offset + int(cut.end[i]),
+            }
+            if reason is not None:
+                result |= _not_scorable(rule, reason)
+            else:
+                result |= rule.members(scores, k, decisions[k])
+                listed = [] if shares is None else _sorted_shares(names, shares[k])
+                result["contributions"] = listed
+                wanted = maps is not None and mode == "float32"
+                result["residual_map"] = float32_map(maps[k]) if wanted else None
+                k += 1
+            results.append(result)
+        return results
+
+    return describe
+
+
+def _not_scorable(rule: DecisionRule, reason: str) -> dict[str, Any]:
+    return {
+        "score": None,
+        "p_value": None,
+        "raw_score": None,
+        "threshold": rule.threshold,
+        "fpr": rule.fpr,
+        "decision": "not_scorable",
+        "reason": reason,
+        "contributions": [],
+        "residual_map": None,
+    }
+
+
+def _sorted_shares(names: list[str], shares: np.ndarray) -> list[dict[str, Any]]:
+    order = np.argsort(-shares, kind="stable").tolist()
+    values = shares.tolist()
+    return [{"column": names[j], "share": values[j]} for j in order]
+
+
+def _answer(
+    request: Request,
+    scorer: Scorer,
+    recording: Recording,
+    results: list[dict[str, Any]],
+    resources: Resources,
+) -> Response:
+    manifest, telemetry = scorer.manifest, resources.telemetry
+    with telemetry.phase(manifest.name, "encode"):
+        body = orjson.dumps(
+            {
+                "model": manifest.name,
+                "version": manifest.version,
+                "family": manifest.family,
+                "provider": resources.catalog.runtime.provider_name,
+                "request_id": request_id_of(request),
+                "rows": len(recording.rows),
+                "windows": len(results),
+                "warnings": recording.warnings,
+                "results": results,
+            }
+        )
+    scored = [r["score"] for r in results if r["score"] is not None]
+    decisions = [r["decision"] for r in results]
+    telemetry.decided(manifest.name, manifest.version, decisions, scored)
+    return Response(body, media_type="application/json")

@@ -1,0 +1,86 @@
+"""Each family trained once, for real, on real digits, through the command line a user types."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner
+
+from service.contract.store import Artifact, open_artifact
+from training.__main__ import app
+from training.families import FAMILIES
+
+NORMAL_DIGITS = (0, 6)
+
+# seconds, not minutes: enough to be better than chance on an easy set
+QUICK = {
+    "diffusion": [
+        *("vq_steps=60", "unet_steps=120", "vq_batch=32", "unet_batch=32", "pairs=48", "samples=32"),
+        *("classifier_steps=10", "sample_steps=4", "selection_items=60", "ddim_steps=2"),
+    ],
+    "iae_lstm_kl": ["channels=[8,16]", "latent=32", "pretrain_epochs=3", "epochs=4", "batch_size=64",
+                    "learning_rate=1e-3"],
+    "nln": ["steps=120", "latent=16", "width=16"],
+}
+
+
+@pytest.fixture(scope="session")
+def digit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Handwritten digits (scikit-learn's, UCI) as MVTec-AD lays images out: 0 and 6 are good."""
+    root = tmp_path_factory.mktemp("digits")
+    digits = load_digits()
+    seen = {"good": 0, "test": 0}
+    for i, (pixels, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
+        good = int(digit) in NORMAL_DIGITS
+        if good and seen["good"] < 280:
+            place, seen["good"] = "train/good", seen["good"] + 1
+        elif good:
+            place = "test/good"
+        elif seen["test"] < 120:
+            place, seen["test"] = f"test/digit{digit}", seen["test"] + 1
+        else:
+            continue
+        path = root / place / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray((pixels * 15.9).astype(np.uint8))
+        image.resize((32, 32), Image.Resampling.BILINEAR).save(path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(
+    digit_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, Artifact]]:
+    """family -> (models folder, its published artifact); trained on first use."""
+    root = tmp_path_factory.mktemp("trained")
+    done: dict[str, tuple[Path, Artifact]] = {}
+
+    def train(family: str) -> tuple[Path, Artifact]:
+        if family not in done:
+            done[family] = (root, train_family(family, digit_folder, root))
+        return done[family]
+
+    return train
+
+
+def train_family(family: str, images: Path, root: Path) -> Artifact:
+    """The artifact that the command line publishes for a folder of images."""
+    name = f"quick-{family.replace('_', '-')}"
+    settings = [f"--set=model.{setting}" for setting in QUICK[family]]
+    result = CliRunner().invoke(
+        app,
+        ["fit", f"--family={family}", f"--images={images}", f"--name={name}", "--size=32", "--quiet",
+         f"--runs={root / 'runs'}", f"--models={root / 'models'}", *settings],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0, result.output
+    assert "serve it:" in result.output
+    return open_artifact(root / "models", name, 1)
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)

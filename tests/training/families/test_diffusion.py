@@ -1,0 +1,284 @@
+"""The diffusion family end to end on small images of real digits, and its parts by arithmetic."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from sklearn.datasets import load_digits
+from sklearn.metrics import roc_auc_score
+
+from service.contract.errors import InvalidInput
+from service.contract.manifest import (
+    CalibrationInfo,
+    GoldenInfo,
+    ImageInput,
+    Manifest,
+    Provenance,
+)
+from service.contract.preprocess import prepare_images
+from service.contract.store import Artifact, digests
+from service.detectors.diffusion import DiffusionDetector, DiffusionParams
+from service.runtime import Runtime
+from training.data.synthetic import synthetic_anomalies
+from training.export import fold_batchnorm
+from training.families.base import PreparedData
+from training.families.diffusion import Diffusion, FittedDiffusion
+from training.families.diffusion.config import DiffusionConfig
+from training.families.diffusion.scores import VARIANTS, ddim, ddim_levels
+from training.families.diffusion.stages import CompressionStage, alpha_bars
+from training.networks import latent_unet
+from training.networks.pair_classifier import PairClassifier
+from training.networks.vq import LatentDecoder, nearest_codes, vq_model
+from training.run import ArrayBatches, Run
+
+SPEC = ImageInput(height=16, width=16, channels=1, mean=(0.5,), std=(0.5,))
+CONFIG = DiffusionConfig(
+    levels=2,
+    codes=32,
+    vq_steps=60,
+    vq_batch=16,
+    vq_lr=3e-3,
+    unet_steps=120,
+    unet_batch=32,
+    ddim_steps=2,
+    classifier_steps=10,
+    classifier_batch=16,
+    classifier_width=4,
+    pairs=32,
+    samples=16,
+    sample_steps=2,
+    selection_items=100,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow_unet() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        size = latent_unet.UNetSize((32, 32), 1)
+        patch.setitem(latent_unet.UNET_SIZES, "cpu", size)
+        torch.set_num_threads(1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data() -> PreparedData:
+    digits = load_digits()
+    images = (digits.images[digits.target != 2] * 15).astype(np.uint8)[..., None]
+    train, validation = images[:1200], images[1200:1400]
+    synthetic, _ = synthetic_anomalies(validation, 0)
+    prepared = (prepare_images(SPEC, part) for part in (train, validation, synthetic))
+    return PreparedData(SPEC, *prepared)
+
+
+@dataclass
+class Fitted:
+    run: Run
+    model: FittedDiffusion
+    params: DiffusionParams
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def fitted(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    root = tmp_path_factory.mktemp("diffusion")
+    run = Run(root / "run", seed=0, accelerator="cpu", progress=False)
+    model = Diffusion().fit(CONFIG, data, run)
+    folder = root / "artifact"
+    folder.mkdir()
+    return Fitted(run, model, Diffusion().export(model, data, folder), folder)
+
+
+def detector(fitted: Fitted, variant: str) -> DiffusionDetector:
+    digest = "0" * 64
+    manifest = Manifest(
+        name="m",
+        version=1,
+        family="diffusion",
+        input=SPEC,
+        params={**fitted.params.model_dump(), "variant": variant},
+        calibration=CalibrationInfo(
+            n=1, fpr=0.5, threshold=1, median=1, mad=0, pixel_threshold=0, map_scale=1
+        ),
+        files=digests(fitted.folder),
+        metrics={},
+        provenance=Provenance(
+            created_utc="",
+            commit="",
+            config_digest=digest,
+            seed=0,
+            data="",
+            data_fingerprint=digest,
+            data_licence="",
+            data_source="",
+            protocol="",
+            tools={},
+        ),
+        golden=GoldenInfo(n=1, score_tolerance=1e-4, map_tolerance=1e-2),
+    )
+    return DiffusionDetector.open(Artifact(fitted.folder, manifest, digest), Runtime(threads=1))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_exported_files_score_as_torch_does_whatever_the_batch(
+    fitted: Fitted, data: PreparedData, variant: str
+) -> None:
+    x = np.concatenate([data.validation[:12], data.synthetic[:12]])
+    model = FittedDiffusion(CONFIG, fitted.model.nets, fitted.model.chain, variant, {})
+    reference = Diffusion().reference_scores(model, fitted.folder, x)
+    opened = detector(fitted, variant)
+    for size in (1, 2, 3, 8, 17):
+        parts = [opened.detect(x[i : i + size], maps=True) for i in range(0, len(x), size)]
+        scores = np.concatenate([p.scores for p in parts])
+        assert np.all(np.abs(scores - reference.scores) <= 1e-4 * np.maximum(1, np.abs(scores)))
+        maps = np.concatenate([p.maps for p in parts])
+        np.testing.assert_allclose(maps, reference.maps, atol=1e-3)
+        if size == 1:
+            singles = scores
+        assert np.all(np.abs(scores - singles) <= 1e-5 * np.maximum(1, np.abs(singles)))
+
+
+def test_noise_scores_higher_than_digits(fitted: Fitted, data: PreparedData) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(-1, 1, (50, *SPEC.shape)).astype(np.float32)
+    x = np.concatenate([data.validation[:50], noise])
+    found = detector(fitted, fitted.params.variant).detect(x, maps=False)
+    assert roc_auc_score(np.repeat([0, 1], 50), found.scores) > 0.9
+
+
+def test_the_variant_is_the_best_on_synthetic_anomalies_and_the_choice_is_recorded(
+    fitted: Fitted,
+) -> None:
+    selection = fitted.params.selection
+    assert set(selection) == set(VARIANTS)
+    assert selection[fitted.params.variant] == max(selection.values())
+    assert fitted.run.metrics["selection"] == selection
+
+
+def test_a_second_fit_in_the_same_run_folder_trains_nothing_and_gives_the_same_model(
+    fitted: Fitted, data: PreparedData
+) -> None:
+    stages = ["vq", "unet", "classifier"]
+    written = [fitted.run.done(stage).stat().st_mtime_ns for stage in stages]
+    run = Run(fitted.run.folder, seed=0, accelerator="cpu", progress=False)
+    again = Diffusion().fit(CONFIG, data, run)
+    assert [run.done(stage).stat().st_mtime_ns for stage in stages] == written
+    assert again.selection == fitted.model.selection
+    x = data.validation[:4]
+    one, two = (
+        Diffusion().reference_scores(model, fitted.folder, x) for model in (again, fitted.model)
+    )
+    np.testing.assert_array_equal(one.scores, two.scores)
+
+
+def test_without_synthetic_anomalies_the_one_shot_error_is_the_score(
+    fitted: Fitted, data: PreparedData
+) -> None:
+    run = Run(fitted.run.folder, seed=0, accelerator="cpu", progress=False)
+    unselected = PreparedData(SPEC, data.train, data.validation)
+    model = Diffusion().fit(CONFIG, unselected, run)
+    assert model.variant == "one_shot"
+    assert model.selection == {}
+
+
+def test_the_same_seed_gives_the_same_scores_and_another_seed_does_not(
+    data: PreparedData, tmp_path: Path
+) -> None:
+    quick = CONFIG.model_copy(update={"vq_steps": 3, "unet_steps": 3, "classifier": False})
+    few = PreparedData(SPEC, data.train[:64], data.validation[:8])
+    chains = [
+        Diffusion().fit(quick, few, Run(tmp_path / name, seed, "cpu", progress=False)).chain
+        for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    ]
+    np.testing.assert_array_equal(chains[0].pair_mean, chains[1].pair_mean)
+    assert not np.array_equal(chains[0].pair_mean, chains[2].pair_mean)
+
+
+def test_an_image_size_that_cannot_be_halved_is_refused_by_its_numbers(tmp_path: Path) -> None:
+    spec = SPEC.model_copy(update={"height": 28, "width": 28})
+    x = np.zeros((4, 1, 28, 28), dtype=np.float32)
+    run = Run(tmp_path, accelerator="cpu", progress=False)
+    with pytest.raises(InvalidInput, match=r"28 x 28.*multiples of 8.*pad"):
+        Diffusion().fit(DiffusionConfig(), PreparedData(spec, x, x), run)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"perceptual_weight": 1.0}, "needs adversarial"),
+        ({"variant": "classifier", "classifier": False}, "needs classifier"),
+        ({"ts": [0]}, r"1\.\.999"),
+        ({"epochs": 3}, "epochs"),
+    ],
+)
+def test_a_contradictory_config_says_what_is_wrong(members: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        DiffusionConfig.model_validate(members)
+
+
+def test_the_schedule_is_that_of_latent_diffusion() -> None:
+    alpha_bar = alpha_bars()
+    assert len(alpha_bar) == 1000
+    assert np.all(np.diff(alpha_bar) < 0)
+    assert np.sqrt(1 - alpha_bar[199]) == pytest.approx(0.62, abs=0.01)
+
+
+@settings(max_examples=20, deadline=None)
+@given(t0=st.integers(1, 999), steps=st.integers(1, 10))
+def test_ddim_with_a_perfect_denoiser_gives_the_clean_latent_back(t0: int, steps: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    z, noise = torch.randn(2, 3, 4, 4, generator=rng), torch.randn(2, 3, 4, 4, generator=rng)
+    t, signal, sigma = ddim_levels(t0, steps)
+
+    class Oracle(torch.nn.Module):
+        def forward(self, z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return noise
+
+    z_t = float(signal[0]) * z + float(sigma[0]) * noise
+    torch.testing.assert_close(ddim(Oracle(), z_t, t, signal, sigma), z, atol=1e-4, rtol=1e-4)
+
+
+def test_decoding_looks_up_the_nearest_code_and_does_not_jump_at_a_tie() -> None:
+    vq = vq_model(1, "cpu", 2, 3, 16).eval()
+    torch.nn.init.normal_(vq.quantize.embedding.weight)
+    codes = vq.quantize.embedding.weight.detach()
+    decoder = LatentDecoder(vq, torch.zeros(3), 1.0, 1e-3)
+    near = codes.T.reshape(1, 3, 4, 4) + 0.01
+    with torch.no_grad():
+        expected = vq.decoder(vq.post_quant_conv(nearest_codes(near, codes)))
+        torch.testing.assert_close(decoder(near), expected, atol=1e-4, rtol=1e-4)
+        tie = ((codes[0] + codes[1]) / 2).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+        step = 1e-6 * (codes[1] - codes[0]).view(1, 3, 1, 1)
+        torch.testing.assert_close(decoder(tie - step), decoder(tie + step), atol=0.01, rtol=0)
+
+
+def test_merging_batch_normalisation_leaves_the_pair_logits() -> None:
+    classifier = PairClassifier(1, 4)
+    x, x_hat = torch.randn(8, 1, 16, 16), torch.randn(8, 1, 16, 16)
+    classifier(x, x_hat)  # running statistics move
+    classifier.eval()
+    before = classifier(x, x_hat)
+    fold_batchnorm(classifier)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in classifier.modules())
+    torch.testing.assert_close(classifier(x, x_hat), before, atol=1e-5, rtol=1e-5)
+
+
+def test_adversarial_compression_trains_both_sides(data: PreparedData, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vq = vq_model(1, "cpu", 2, 3, 16)
+    x = data.train[:64]
+    spec32 = np.repeat(np.repeat(x, 2, axis=2), 2, axis=3)
+    stage = CompressionStage(vq, 8, 1e-3, adversarial=True, perceptual_weight=1.0)
+    first = [
+        p.detach().clone() for p in (stage.discriminator.head.weight, vq.decoder.conv_in.weight)
+    ]
+    run = Run(tmp_path, accelerator="cpu", progress=False)
+    run.train_stage("vq", stage, ArrayBatches(spec32, batch_size=16, seed=0), 2)
+    last = (stage.discriminator.head.weight, vq.decoder.conv_in.weight)
+    assert all(not torch.equal(a, b) for a, b in zip(first, last, strict=True))
+    assert all(torch.isfinite(p).all() for p in stage.parameters())

@@ -1,0 +1,165 @@
+"""Latent diffusion: an image of a normal category survives noising and denoising.
+
+A VQ autoencoder compresses images; a U-Net learns to denoise latents of normal images, and so pulls
+the latent of a novel one towards something normal; the error of that is the score. A classifier of
+(image, reconstruction) pairs may judge instead whether both show the same category.
+
+Source: Wang & Tavakkoli, Latent Diffusion Based Multi-class Anomaly Detection (architecture, t0 =
+200, pair classifier); Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models,
+2022 (compression, schedule); Graham et al., Denoising Diffusion Models for Out-of-Distribution
+Detection, 2023 (several t, errors normalised on validation normals).
+
+Differs from the source in: the score. The source has the classifier's probability; here the variant
+that best tells held-out normals from synthetic anomalies is taken, the one-shot latent error among
+them, and the classifier gives its logit (a probability saturates into ties). Also: latents are
+centred and scaled; the codebook look-up is continuous (``LatentDecoder``); no perceptual loss of a
+pretrained network, instead ``perceptual_weight`` times a feature matching loss of the
+discriminator, off by default like the discriminator itself. Steps, not epochs, say how long to
+train.
+
+Modules: ``config``; ``stages`` the losses; ``fitting`` the order of the trainings; ``scores``
+reconstruction and scores in torch.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from service.contract.manifest import ImageInput
+from service.detectors.base import Detection
+from service.detectors.diffusion import (
+    ARRAYS,
+    CLASSIFIER,
+    DECODER,
+    ENCODER,
+    UNET,
+    DiffusionParams,
+    ScoreVariant,
+)
+from training.export import export_onnx
+from training.families.base import FamilyConfig, PreparedData, Task
+from training.families.diffusion.config import DiffusionConfig
+from training.families.diffusion.fitting import compression, denoising, pair_classifier
+from training.families.diffusion.scores import (
+    VARIANTS,
+    Chain,
+    Networks,
+    chunks,
+    pair_errors,
+    scores,
+)
+from training.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedDiffusion:
+    """Networks as they are exported, the arrays of the artifact, and how the variant was chosen."""
+
+    config: DiffusionConfig
+    nets: Networks
+    chain: Chain
+    variant: ScoreVariant
+    selection: dict[str, float]
+
+
+class Diffusion:
+    """The diffusion family's offline side."""
+
+    Config: ClassVar[type[FamilyConfig]] = DiffusionConfig
+    tasks: ClassVar[frozenset[Task]] = frozenset({"image"})
+
+    def input_defaults(self, task: Task) -> dict[str, Any]:
+        del task  # images are all there is
+        return {"contrast": "none", "mean": 0.5, "std": 0.5}
+
+    def fit(self, config: DiffusionConfig, data: PreparedData, run: Run) -> FittedDiffusion:
+        """The fitted model.
+
+        Raises:
+            InvalidInput: the image size cannot be halved as often as the config wants.
+        """
+        assert isinstance(data.spec, ImageInput)
+        config.check_size(*data.spec.shape[1:])
+        encoder, decoder = compression(config, data.train, run)
+        denoiser = denoising(config, encoder, data.train, run)
+        nets = Networks(encoder, denoiser, decoder, None)
+        if config.classifier:
+            nets = dataclasses.replace(
+                nets, classifier=pair_classifier(config, nets, data.train, run)
+            )
+        chain = Chain.draw(
+            chunks(data.train[:1], encoder).shape[1:],
+            ts=config.ts,
+            noises=config.noises,
+            t0=config.t0,
+            steps=config.ddim_steps,
+            starts=config.starts,
+            seed=run.seed,
+        )
+        return _select(config, nets, chain, data, run)
+
+    def export(self, model: FittedDiffusion, data: PreparedData, folder: Path) -> DiffusionParams:
+        c, nets, chain = model.config, model.nets, model.chain
+        x = torch.from_numpy(data.validation[:2])
+        z = torch.from_numpy(chain.pair_noise[:1]).repeat(2, 1, 1, 1)
+        t = torch.tensor([0, 1])
+        graphs: list[tuple[str, nn.Module | None, dict[str, torch.Tensor], str]] = [
+            (ENCODER, nets.encoder, {"x": x}, "z"),
+            (UNET, nets.denoiser, {"z_t": z, "t": t}, "eps"),
+            (DECODER, nets.decoder, {"z": z}, "x_hat"),
+            (CLASSIFIER, nets.classifier, {"x": x, "x_hat": x.clone()}, "logit"),
+        ]
+        for name, network, example, output in graphs:
+            if network is not None:
+                export_onnx(network, example, (output,), folder / name, half=c.half)
+        np.savez(folder / ARRAYS, allow_pickle=False, **dataclasses.asdict(chain))
+        return DiffusionParams(
+            variant=model.variant,
+            ts=c.ts,
+            noises=c.noises,
+            t0=c.t0,
+            ddim_steps=c.ddim_steps,
+            starts=c.starts,
+            selection=model.selection,
+        )
+
+    def reference_scores(
+        self, model: FittedDiffusion, folder: Path, x: Float32[np.ndarray, "N C H W"]
+    ) -> Detection:
+        with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
+            chain = Chain(**{key: arrays[key] for key in arrays.files})
+        found, maps = scores(model.nets, chain, (model.variant,), x)
+        return Detection(found[model.variant], maps)
+
+
+def _select(
+    config: DiffusionConfig, nets: Networks, chain: Chain, data: PreparedData, run: Run
+) -> FittedDiffusion:
+    """The errors' scale and the score variant, by validation normals and synthetic anomalies."""
+    normal = data.validation[: config.selection_items]
+    errors = pair_errors(nets, chain, normal)
+    chain = dataclasses.replace(
+        chain, pair_mean=errors.mean(axis=0), pair_std=np.maximum(errors.std(axis=0), 1e-12)
+    )
+    variants = tuple(v for v in VARIANTS if v != "classifier" or nets.classifier is not None)
+    variant: ScoreVariant = "one_shot" if config.variant == "auto" else config.variant
+    selection: dict[str, float] = {}
+    if data.synthetic is not None:
+        synthetic = data.synthetic[: config.selection_items]
+        below = scores(nets, chain, variants, normal)[0]
+        above = scores(nets, chain, variants, synthetic)[0]
+        labels = np.repeat([0, 1], [len(normal), len(synthetic)])
+        selection = {
+            v: float(roc_auc_score(labels, np.concatenate([below[v], above[v]]))) for v in variants
+        }
+        if config.variant == "auto":
+            variant = max(variants, key=lambda v: selection[v])
+        run.record(selection=selection)
+    run.record(variant=variant)
+    return FittedDiffusion(config, nets, chain, variant, selection)

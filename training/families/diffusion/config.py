@@ -1,0 +1,71 @@
+"""Hyperparameters of the diffusion family: the ``[model]`` table of a TOML."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from service.contract.errors import InvalidInput
+from service.detectors.diffusion import ScoreVariant
+from training.families.base import FamilyConfig
+from training.families.diffusion.stages import T
+from training.networks.latent_unet import UNET_SIZES
+from training.networks.vq import Preset
+
+
+class DiffusionConfig(FamilyConfig):
+    """Hyperparameters; the defaults train in about fifteen minutes of one CPU core at 32 x 32."""
+
+    preset: Preset = Field("cpu", description="widths of VQ model and U-Net")
+    levels: int = Field(3, ge=2, le=5, description="latent = image / 2^(levels-1): 3 for 32 px")
+    latent_channels: int = Field(3, ge=1, le=16)
+    codes: int = Field(512, ge=2, le=16384)
+    vq_steps: int = Field(1000, ge=1)
+    vq_batch: int = Field(64, ge=2)
+    vq_lr: float = Field(1e-3, gt=0)
+    adversarial: bool = False
+    perceptual_weight: float = Field(0.0, ge=0, description="feature matching; needs adversarial")
+    unet_steps: int = Field(1000, ge=1)
+    unet_batch: int = Field(128, ge=2)
+    unet_lr: float = Field(1e-3, gt=0)
+    ema: float = Field(0.995, ge=0, lt=1)
+    t0: int = Field(200, ge=1, lt=T, description="start of the partial diffusion")
+    ddim_steps: int = Field(5, ge=1, le=100)
+    starts: int = Field(2, ge=1, le=16, description="noises from t0 per image")
+    ts: tuple[int, ...] = Field((300, 400), min_length=1, description="times of one_shot")
+    noises: int = Field(2, ge=1, le=16, description="noises at each of ts")
+    classifier: bool = True
+    classifier_width: int = Field(16, ge=4, description="ResNet-18 has 64")
+    classifier_steps: int = Field(300, ge=1)
+    classifier_batch: int = Field(32, ge=2)
+    classifier_lr: float = Field(1e-3, gt=0)
+    pairs: int = Field(2048, ge=2, description="training images with a reconstruction each")
+    samples: int = Field(512, ge=2, description="unconditional samples for pairs that differ")
+    sample_steps: int = Field(20, ge=1, le=T)
+    variant: Literal["auto"] | ScoreVariant = "auto"
+    selection_items: int = Field(1000, ge=2, description="of each side, to choose the variant")
+    half: bool = Field(True, description="store weights as float16")
+
+    def check_size(self, height: int, width: int) -> None:
+        """Nothing, where images of this size (padding included) can be halved often enough.
+
+        Raises:
+            InvalidInput: they cannot.
+        """
+        deeper = len(UNET_SIZES[self.preset].widths) - 1
+        factor = 2 ** (self.levels - 1 + deeper)
+        if height % factor or width % factor:
+            raise InvalidInput(
+                f"the model input (padding included) is {height} x {width}; with levels = "
+                f"{self.levels} and preset {self.preset!r} height and width must be multiples of "
+                f"{factor}: change [input] height, width or pad"
+            )
+
+    @model_validator(mode="after")
+    def _parts_fit_each_other(self) -> Self:
+        if self.perceptual_weight and not self.adversarial:
+            raise ValueError("perceptual_weight needs adversarial = true: its features are used")
+        if self.variant == "classifier" and not self.classifier:
+            raise ValueError('variant = "classifier" needs classifier = true')
+        if any(not 0 < t < T for t in self.ts):
+            raise ValueError(f"ts must lie in 1..{T - 1}")
+        return self
