@@ -52,8 +52,12 @@ def running_service(models: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "ANOMALY_PORT": str(port), "ANOMALY_MODELS_DIR": str(models),
-                   "ANOMALY_LOG_LEVEL": "warning"}
+    environment = {
+        **os.environ,
+        "ANOMALY_PORT": str(port),
+        "ANOMALY_MODELS_DIR": str(models),
+        "ANOMALY_LOG_LEVEL": "warning",
+    }
     process = subprocess.Popen([sys.executable, "-m", "service"], env=environment)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -85,8 +89,10 @@ def score_images(
     want_map = "float32" if data.test_masks is not None else "none"
     raw, p_values, maps = [], [], []
     for i in track(range(0, len(data.test), BATCH), description=model):
-        files = [("image", (f"{j}.png", png(x), "image/png"))
-                 for j, x in enumerate(data.test[i : i + BATCH])]
+        files = [
+            ("image", (f"{j}.png", png(x), "image/png"))
+            for j, x in enumerate(data.test[i : i + BATCH])
+        ]
         answer = client.post("/score", params={"model": model, "map": want_map}, files=files)
         answer.raise_for_status()
         for result in answer.json()["results"]:

@@ -3,7 +3,7 @@
 The way of a request, in eight lines:
 
 1. ``request_context``  gives it an id and a clock; every answer and log line carries the id.
-2. ``routes``           check the query and ask the ``catalog`` for a scorer that passed its self-test.
+2. ``routes``           check the query and ask the ``catalog`` for a scorer that is ready.
 3. ``decoding``         the body, within its limits, becomes uint8 pixels or float rows.
 4. ``batching``         lets it in or says 503, and gives it one of a bounded number of threads.
 5. ``contract``         prepares the input by the manifest's rule, the same code as in training.

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         for e in error.errors():
             name = f"ANOMALY_{str(e['loc'][0]).upper()}"
-            print(f"{name}: {e['msg']}, got {e['input']!r}", file=sys.stderr)
+            sys.stderr.write(f"{name}: {e['msg']}, got {e['input']!r}\n")
         return 2
     with tempfile.TemporaryDirectory(prefix="anomaly-metrics-") as folder:
         if settings.workers > 1:

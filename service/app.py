@@ -38,9 +38,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry.model_ready(entry.name, entry.version, entry.status == "ready")
         if entry.scorer is not None:
             family, digest = entry.scorer.manifest.family, entry.scorer.digest
-            telemetry.model_info(
-                entry.name, entry.version, family, runtime.provider_name, digest
-            )
+            telemetry.model_info(entry.name, entry.version, family, runtime.provider_name, digest)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -80,7 +78,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schema = get_openapi(
             title=app.title,
             version=app.version,
-            description="Anomaly scores of images and sensor windows. Errors are RFC 9457 problems.",
+            description="Scores of images and sensor windows. Errors are RFC 9457 problems.",
             routes=app.routes,
         )
         problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -61,9 +61,7 @@ class Admission:
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
 
-    async def score(
-        self, scorer: Scorer, x: Float32[np.ndarray, "N ..."], *, maps: bool
-    ) -> Scores:
+    async def score(self, scorer: Scorer, x: Float32[np.ndarray, "N ..."], *, maps: bool) -> Scores:
         """Scores of prepared items of one request.
 
         Raises:

@@ -55,7 +55,7 @@ class Catalog:
         runtime: Runtime,
         *,
         every_version: bool = False,
-        on_change: Callable[[Entry], None] = lambda entry: None,
+        on_change: Callable[[Entry], None] | None = None,
     ) -> None:
         self._root = root
         self.runtime = runtime
@@ -72,11 +72,14 @@ class Catalog:
         self._entries: dict[tuple[str, int], Entry] = {}
         for name in store.names(root):
             versions = store.versions(root, name)
-            active = chosen.get(name, versions[-1])
+            named = chosen.get(name)
+            active = named if named in versions else versions[-1]
             for version in versions:
                 load = every_version or version == active
+                status: Status = "loading" if load else "not_loaded"
+                manifest = _peek(root, name, version)
                 self._entries[name, version] = Entry(
-                    name, version, version == active, "loading" if load else "not_loaded"
+                    name, version, version == active, status, manifest=manifest
                 )
 
     def start(self) -> None:
@@ -114,15 +117,11 @@ class Catalog:
         for e in mine:
             if e.version == version or (version is None and e.active):
                 return e
-        if version is None:
-            raise ArtifactNotFound(
-                f"active.json names a version of model {name!r} that is not there; "
-                f"known versions: {_numbers(mine)}"
-            )
         late = f"; {version} was published after start: restart to load it"
         hint = late if version in store.versions(self._root, name) else ""
+        known = ", ".join(str(e.version) for e in mine)
         raise ArtifactNotFound(
-            f"model {name!r} has no version {version}; known versions: {_numbers(mine)}{hint}"
+            f"model {name!r} has no version {version}; known versions: {known}{hint}"
         )
 
     def get(self, name: str | None, version: int | None, task: Task) -> Scorer:
@@ -167,9 +166,9 @@ class Catalog:
         """Why the service is not ready, one line a cause; empty when it is."""
         found = [self._active_problem] if self._active_problem else []
         active = [e for e in self.entries() if e.active]
-        for e in active:
-            if e.status != "ready":
-                found.append(f"{e.name}/{e.version}: {e.reason or e.status}")
+        found += [
+            f"{e.name}/{e.version}: {e.reason or e.status}" for e in active if e.status != "ready"
+        ]
         for task, (name, version) in self._defaults.items():
             e_default = self._entries.get((name, version))
             where = f"{self._root / store.ACTIVE}: {task} names {name}/{version}"
@@ -186,14 +185,13 @@ class Catalog:
         return ", ".join(sorted({e.name for e in fitting})) or "none"
 
     def _load_all(self) -> None:
-        for entry in sorted(self.entries(), key=lambda e: not e.active):
+        waiting = [e for e in self.entries() if e.status == "loading"]
+        for entry in sorted(waiting, key=lambda e: not e.active):
             if self._stopping.is_set():
                 return
             self._set(self._load(entry))
 
     def _load(self, entry: Entry) -> Entry:
-        if entry.status == "not_loaded":
-            return replace(entry, manifest=_peek(self._root, entry.name, entry.version))
         manifest = None
         try:
             artifact = store.open_artifact(self._root, entry.name, entry.version)
@@ -212,7 +210,8 @@ class Catalog:
 
     def _set(self, entry: Entry) -> None:
         self._entries[entry.name, entry.version] = entry
-        self._on_change(entry)
+        if self._on_change is not None:
+            self._on_change(entry)
 
 
 def _defaults(active: store.Active, root: Path) -> dict[Task, tuple[str, int]]:
@@ -232,13 +231,9 @@ def _defaults(active: store.Active, root: Path) -> dict[Task, tuple[str, int]]:
 
 
 def _peek(root: Path, name: str, version: int) -> Manifest | None:
-    """The unverified manifest of a version that is not loaded, for listings only."""
+    """The manifest before it was verified, for listings only."""
     try:
         raw = (root / name / str(version) / store.MANIFEST).read_bytes()
         return Manifest.model_validate_json(raw)
     except (OSError, ValidationError):
         return None
-
-
-def _numbers(entries: list[Entry]) -> str:
-    return ", ".join(str(e.version) for e in entries)

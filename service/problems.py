@@ -96,9 +96,7 @@ def problem_of(request: Request, error: AnomalyError) -> dict[str, Any]:
     return problem(request, 500, "internal-error", INTERNAL_DETAIL)
 
 
-def problem_response(
-    body: Mapping[str, Any], headers: Mapping[str, str] | None = None
-) -> Response:
+def problem_response(body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
     """A problem object as a response, with ``Retry-After`` where it says so."""
     all_headers = dict(headers or {})
     if "retry_after_s" in body:

@@ -41,7 +41,8 @@ def float32_map(residual: Float32[np.ndarray, "H W"]) -> dict[str, Any]:
 
 def png_map(residual: Float32[np.ndarray, "H W"]) -> dict[str, Any]:
     """An 8-bit grey PNG; ``pixel / 255 * scale`` is the residual. ``scale`` is the map's maximum,
-    or 1 where the map is zero everywhere."""
+    or 1 where the map is zero everywhere.
+    """
     highest = float(residual.max())
     scale = highest if highest > 0 else 1.0
     grey = np.rint(np.clip(residual / scale, 0, 1) * 255).astype(np.uint8)

@@ -1,5 +1,6 @@
 """What every request gets: an id, a clock, one log line, one metric sample, and an answer even
-when there is a bug."""
+when there is a bug.
+"""
 
 import logging
 import re

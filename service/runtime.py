@@ -1,5 +1,6 @@
 """The one door to onnxruntime and faiss: providers and threads are set here, on purpose, and
-foreign exceptions become ours."""
+foreign exceptions become ours.
+"""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,6 @@
 """Queries in and bodies out. Queries are parsed with these models; answers are built as plain
-dicts (38,000 windows an answer are nothing unusual) and documented, and tested, with them."""
+dicts (38,000 windows an answer are nothing unusual) and documented, and tested, with them.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -76,8 +77,8 @@ class ResidualMap(Body):
     """Residuals, base64. Images: in the frame of the uploaded image. Series: L rows x D columns."""
 
     encoding: Literal["png", "heatmap", "float32"] = Field(
-        description="png: 8-bit grey, pixel / 255 * scale = residual. heatmap: RGB PNG, colours end "
-        "at residual = scale. float32: little-endian, row by row."
+        description="png: 8-bit grey, pixel / 255 * scale = residual. heatmap: RGB PNG, colours "
+        "end at residual = scale. float32: little-endian, row by row."
     )
     width: int
     height: int
@@ -106,7 +107,9 @@ class ImageResult(Body):
     fpr: float
     decision: Literal["normal", "review", "anomalous"]
     residual_map: ResidualMap | None
-    regions: list[RegionBody] = Field(description="At most 32, highest peak first; [] for map=none.")
+    regions: list[RegionBody] = Field(
+        description="At most 32, highest peak first; [] for map=none."
+    )
 
 
 class ItemError(Body):
@@ -146,9 +149,9 @@ class WindowResult(Body):
     threshold: float
     fpr: float
     decision: Literal["normal", "review", "anomalous", "not_scorable"]
-    reason: (
-        Literal["missing_values", "time_gap", "constant_sensor", "out_of_range"] | None
-    ) = Field(None, description="Why a window is not scorable.")
+    reason: Literal["missing_values", "time_gap", "constant_sensor", "out_of_range"] | None = Field(
+        None, description="Why a window is not scorable."
+    )
     contributions: list[Contribution] = Field(
         description="Largest first; they sum to 1 (equal shares where all residuals are 0)."
     )
@@ -185,7 +188,7 @@ class ModelBody(Body):
     title: str | None
     family: str | None
     task: Literal["image", "timeseries"] | None
-    active_version: int | None
+    active_version: int
     default_for: list[Literal["image", "timeseries"]]
     status: Literal["loading", "ready", "failed", "not_loaded"]
     versions: list[VersionSummary]

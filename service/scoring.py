@@ -74,9 +74,7 @@ class Scorer:
         phases["postprocess"] = phases.get("postprocess", 0.0) + perf_counter() - started
         return Scores(scores, p_value, found_maps, phases)
 
-    def score_images(
-        self, images: UInt8[np.ndarray, "N H W C"], *, maps: bool = False
-    ) -> Scores:
+    def score_images(self, images: UInt8[np.ndarray, "N H W C"], *, maps: bool = False) -> Scores:
         """Scores of raw images of one size."""
         return self.score(prepare_images(self.image_input, images), maps=maps)
 
@@ -161,7 +159,8 @@ def self_test(scorer: Scorer, artifact: Artifact) -> None:
     rule = artifact.manifest.golden
     if now.raw.shape != then.shape or now.maps is None or now.maps.shape != then_maps.shape:
         raise SelfTestFailed(f"{artifact.path}: golden examples give other shapes than recorded")
-    off = np.abs(now.raw - then) / np.maximum(1.0, np.abs(then))
+    spread = 1.4826 * artifact.manifest.calibration.mad or 1.0
+    off = np.abs(now.raw - then) / spread
     scale = max(artifact.manifest.calibration.map_scale, 1e-12)
     off_map = np.abs(now.maps - then_maps) / np.maximum(scale, np.abs(then_maps))
     for what, worst, tolerance in (

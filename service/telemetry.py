@@ -1,5 +1,6 @@
 """Every metric, declared once. One object per app; correct with several workers when
-``PROMETHEUS_MULTIPROC_DIR`` names a folder (``python -m service`` sees to that)."""
+``PROMETHEUS_MULTIPROC_DIR`` names a folder (``python -m service`` sees to that).
+"""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,23 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+)
 _PHASE_SECONDS = (0.0001, 0.0005, *_SECONDS[:-2])
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192, 32768)
 _SCORE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
@@ -139,9 +156,7 @@ class Telemetry:
         """Whether a model version can score."""
         self._model_ready.labels(model, str(version)).set(int(ready))
 
-    def model_info(
-        self, model: str, version: int, family: str, provider: str, sha256: str
-    ) -> None:
+    def model_info(self, model: str, version: int, family: str, provider: str, sha256: str) -> None:
         """What a loaded model is."""
         self._model_info.labels(model, str(version), family, provider, sha256).set(1)
 

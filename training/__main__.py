@@ -137,11 +137,9 @@ def benchmark(
 def _publish(
     config: TrainConfig, run: Run, models: Path, data_dir: Path | None, *, activate: bool
 ) -> None:
-    with out.status("publish") as status:
-        status.stop()  # the bars of training come first
-        artifact, evaluation = publish(
-            config, run, models, data_dir, lambda step: out.print(f"publish: {step}")
-        )
+    artifact, evaluation = publish(
+        config, run, models, data_dir, lambda step: out.print(f"publish: {step}")
+    )
     manifest = artifact.manifest
     run.record(published=f"{manifest.name}/{manifest.version}")
     _print_figures(manifest, evaluation)
@@ -168,12 +166,12 @@ def _print_figures(manifest: Manifest, evaluation: Evaluation) -> None:
     table = Table(title=f"{manifest.name}/{manifest.version} ({manifest.family})")
     for heading in ("figure", "value", "interval", "n", "split"):
         table.add_column(heading)
-    rows = [("", evaluation.metrics)]
-    rows += [(f"control {name}: ", found) for name, found in evaluation.control_metrics.items()]
-    for prefix, metrics in rows:
-        for key, m in metrics.items():
-            interval = "" if m.low is None else f"[{m.low:.4f}, {m.high:.4f}]"
-            table.add_row(prefix + key, f"{m.value:.4f}", interval, str(m.n), m.split)
+    rows = dict(evaluation.metrics)
+    for name, metrics in evaluation.control_metrics.items():
+        rows |= {f"{key} of {name}": m for key, m in metrics.items() if key == "auroc"}
+    for key, m in rows.items():
+        interval = "" if m.low is None else f"[{m.low:.4f}, {m.high:.4f}]"
+        table.add_row(key, f"{m.value:.4f}", interval, str(m.n), m.split)
     out.print(table)
     for note in evaluation.notes:
         out.print(f"note: {note}")

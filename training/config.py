@@ -213,9 +213,7 @@ def _columns(spec: SeriesInput, train: tuple[Recording, ...]) -> tuple[Column, .
     )
 
 
-def windows_of(
-    spec: SeriesInput, recordings: tuple[Recording, ...], stride: int
-) -> np.ndarray:
+def windows_of(spec: SeriesInput, recordings: tuple[Recording, ...], stride: int) -> np.ndarray:
     """The scorable windows of all recordings, [W, L, D]."""
     found = []
     for recording in recordings:

@@ -110,8 +110,13 @@ def series_controls(
 
 
 def _mean_and_deviation(windows: np.ndarray) -> Float64[np.ndarray, "N two_D"]:
-    x = windows.astype(np.float64)
-    return np.concatenate([x.mean(axis=1), x.std(axis=1)], axis=1)
+    n, _, d = windows.shape
+    out = np.empty((n, 2 * d))
+    for i in range(0, n, _CHUNK):  # float64 copies of all windows would not fit everywhere
+        x = windows[i : i + _CHUNK].astype(np.float64)
+        out[i : i + _CHUNK, :d] = x.mean(axis=1)
+        out[i : i + _CHUNK, d:] = x.std(axis=1)
+    return out
 
 
 def _reduced(images: np.ndarray, side: int) -> Float32[np.ndarray, "N F"]:

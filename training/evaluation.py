@@ -16,7 +16,8 @@ from service.contract.preprocess import map_to_frame
 from service.scoring import Scorer
 from training.controls import image_controls, series_controls
 from training.data.base import ImageData, SeriesData
-from training.metrics import FalseAlarms, false_alarm_rate, image_metrics, pixel_metrics
+from training.metrics import FalseAlarms, false_alarm_rate, image_metrics
+from training.pixel_metrics import pixel_metrics
 from training.testsets import Labelled, Track, image_test_set, series_test_set, training_windows
 
 FPRS = (0.01, 0.05)
@@ -25,6 +26,8 @@ _NORMAL_EXAMPLES = (0.25, 0.5, 0.9, 1.0)
 _ANOMALOUS_EXAMPLES = (0.9, 0.5, 0.1, 0.0)
 """Quantiles of the raw score that the examples have: the worst failures are the last of each."""
 _CHUNK = 256
+_CLASS_BOOT = 200
+"""Resamples for each of what may be dozens of classes."""
 _TIMELINES = 3
 
 
@@ -198,7 +201,9 @@ def _measured(
         if rate >= calibration.finest_fpr
     )
 
-    def ranked(scores: np.ndarray, keep: np.ndarray | None = None) -> dict[str, Metric]:
+    def ranked(
+        scores: np.ndarray, keep: np.ndarray | None = None, most: int = n_boot
+    ) -> dict[str, Metric]:
         keep = np.ones(len(scores), bool) if keep is None else keep
         blocks = test.blocks[keep] if test.blocks is not None else None
         return image_metrics(
@@ -206,7 +211,7 @@ def _measured(
             test.labels[keep],
             blocks=blocks,
             split=_split(test),
-            n_boot=n_boot,
+            n_boot=min(n_boot, most),
             seed=seed,
         )
 
@@ -220,7 +225,7 @@ def _measured(
                 name=test.class_names.get(int(c), str(c)),
                 label=label,
                 n=int(members.sum()),
-                auroc=ranked(raw, normal | members)["auroc"] if label else None,
+                auroc=ranked(raw, normal | members, _CLASS_BOOT)["auroc"] if label else None,
                 flagged=float((p_values[members] <= fpr).mean()),
             )
         )

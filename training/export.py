@@ -115,8 +115,6 @@ def _store_half(model: onnx.ModelProto) -> None:
         name = tensor.name
         graph.initializer.remove(tensor)
         graph.initializer.append(numpy_helper.from_array(values.astype("float16"), f"{name}.half"))
-        casts.append(
-            helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT)
-        )
+        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
     for node in reversed(casts):
         graph.node.insert(0, node)

@@ -1,15 +1,15 @@
-"""Figures of a detector with how sure they are: ranking of items, of pixels, and false alarms.
+"""How well scores rank items, and how often normal ones are flagged, with how sure that is.
 
 Values come from scikit-learn. Intervals of ranking figures are percentile intervals of a bootstrap
 stratified by class, as pROC does (Robin et al., BMC Bioinformatics 2011; Efron & Tibshirani, An
-Introduction to the Bootstrap, 1993, ch. 13); items that hang together (overlapping windows, the
-pixels of one image) are drawn as one block. AUPRO follows Bergmann et al., IJCV 2021: per-region
-overlap, 8-connected regions, integrated up to a false-positive rate of 0.3 and divided by it.
+Introduction to the Bootstrap, 1993, ch. 13); items that hang together (overlapping windows) are
+drawn as one block.
 
 Intervals of false-alarm rates lie around the promise, not around what was seen: they hold 99 % of
 what an honest promise gives. ``binomial`` takes the threshold's true rate to be the promise;
 ``beta_binomial`` allows for the finite calibration set as well, whose threshold has a true rate
-distributed as Beta(k, n + 1 - k) with k = floor(fpr (n + 1)) (Vovk, ACML 2012).
+distributed as Beta(k, n + 1 - k) with k = floor(fpr (n + 1)) (Vovk, Conditional validity of
+inductive conformal predictors, ACML 2012).
 """
 
 from collections.abc import Sequence
@@ -17,26 +17,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64
-from scipy.ndimage import label as label_regions
+from jaxtyping import Float, Float64, Int64
 from scipy.stats import betabinom, binom
-from sklearn.metrics import (
-    auc,
-    average_precision_score,
-    jaccard_score,
-    roc_auc_score,
-    roc_curve,
-)
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from service.contract.errors import FieldError, InvalidInput
 from service.contract.manifest import Metric
 
 LEVEL = 0.95
 PROMISE_LEVEL = 0.99
-AUPRO_MAX_FPR = 0.3
-MAX_PIXELS = 30_000_000
-"""Beyond this a seeded choice of images is measured: sorting more would need several GB."""
-_PIXEL_BINS = 2048
 
 
 def image_metrics(
@@ -69,7 +58,7 @@ def image_metrics(
     """
     scores = np.asarray(scores, dtype=np.float64)
     labels = np.asarray(labels)
-    _check(scores, labels)
+    check_ranking(scores, labels)
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
     values = {
         "auroc": float(roc_auc_score(labels, scores)),
@@ -79,66 +68,7 @@ def image_metrics(
     draws = _resampled_figures(scores, labels, blocks, n_boot, seed)
     how = "bootstrap of blocks by class" if blocks is not None else "bootstrap by class"
     return {
-        name: _with_interval(value, draws[:, i], n=len(scores), split=split, note=note, how=how)
-        for i, (name, value) in enumerate(values.items())
-    }
-
-
-def pixel_metrics(
-    maps: Float[np.ndarray, "N H W"],
-    masks: Bool[np.ndarray, "N H W"],
-    *,
-    threshold: float | None = None,
-    split: str = "test",
-    n_boot: int = 1000,
-    seed: int = 0,
-) -> dict[str, Metric]:
-    """``pixel_auroc``, ``aupro`` and, given a threshold, ``iou`` over all pixels of all images.
-
-    Args:
-        maps: residuals, higher = more anomalous, in the frame of the masks.
-        masks: ground truth; images without a marked pixel count as normal throughout.
-        threshold: residual above which a pixel is called anomalous; never chosen on these masks.
-        split: what the images are; goes into each metric.
-        n_boot: bootstrap resamples of images; 0 gives no intervals.
-        seed: of the resamples, and of the choice of images above ``MAX_PIXELS``.
-
-    Raises:
-        InvalidInput: shapes differ, residuals are not finite, or no pixel (or every one) is marked.
-    """
-    maps, masks = np.asarray(maps, dtype=np.float32), np.asarray(masks, dtype=bool)
-    if maps.shape != masks.shape:
-        raise InvalidInput(
-            f"maps {maps.shape} and masks {masks.shape} must have the same shape [N, H, W]"
-        )
-    note = ""
-    if maps.size > MAX_PIXELS:
-        keep = max(2, MAX_PIXELS // maps[0].size)
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(maps))[:keep])
-        note = f"{keep} of {len(maps)} images, drawn by seed"
-        maps, masks = maps[chosen], masks[chosen]
-    flat, truth = maps.ravel(), masks.ravel()
-    _check(flat, truth.astype(np.int64))
-    shares = _region_shares(masks)
-    values = {
-        "pixel_auroc": float(roc_auc_score(truth, flat)),
-        "aupro": _aupro(truth, flat, shares.ravel()),
-    }
-    notes = {"pixel_auroc": note, "aupro": _joined(note, f"up to fpr {AUPRO_MAX_FPR}, normalised")}
-    found = maps > threshold if threshold is not None else None
-    if found is not None:
-        values["iou"] = float(jaccard_score(truth, found.ravel(), zero_division=0.0))
-        notes["iou"] = _joined(note, f"at residual {threshold:.4g}, set on normal data")
-    draws = _resampled_pixel_figures(maps, masks, shares, found, n_boot=n_boot, seed=seed)
-    return {
-        name: _with_interval(
-            value,
-            draws[:, i],
-            n=len(maps),
-            split=split,
-            note=notes[name],
-            how="bootstrap of images",
-        )
+        name: with_interval(value, draws[:, i], n=len(scores), split=split, note=note, how=how)
         for i, (name, value) in enumerate(values.items())
     }
 
@@ -247,7 +177,7 @@ def false_alarms(
     }
 
 
-def _check(scores: np.ndarray, labels: np.ndarray) -> None:
+def check_ranking(scores: np.ndarray, labels: np.ndarray) -> None:
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise InvalidInput(
             f"scores {scores.shape} and labels {labels.shape} must be vectors of one length"
@@ -260,12 +190,12 @@ def _check(scores: np.ndarray, labels: np.ndarray) -> None:
         raise InvalidInput("ranking needs normal and anomalous items; one kind is missing")
 
 
-def _with_interval(
+def with_interval(
     value: float, draws: np.ndarray, *, n: int, split: str, note: str, how: str
 ) -> Metric:
     if len(draws) == 0 or np.isnan(draws).any():
         reason = "" if len(draws) == 0 else "no interval: too few independent items"
-        return Metric(value=value, n=n, split=split, note=_joined(note, reason))
+        return Metric(value=value, n=n, split=split, note=joined(note, reason))
     # a percentile interval of a skewed figure can miss the value itself by a hair; never show that
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Metric(
@@ -275,11 +205,11 @@ def _with_interval(
         level=LEVEL,
         n=n,
         split=split,
-        note=_joined(note, f"{how}, {len(draws)} resamples"),
+        note=joined(note, f"{how}, {len(draws)} resamples"),
     )
 
 
-def _joined(*notes: str) -> str:
+def joined(*notes: str) -> str:
     return "; ".join(n for n in notes if n)
 
 
@@ -315,70 +245,4 @@ def _resampled_figures(
         figures[b, 0] = np.trapezoid(np.append(0.0, tpr), np.append(0.0, fpr))
         figures[b, 1] = np.sum(np.diff(tpr, prepend=0.0) * precision)
         figures[b, 2] = fpr[np.argmax(tpr >= 0.95)]
-    return figures
-
-
-def _region_shares(masks: np.ndarray) -> Float64[np.ndarray, "N H W"]:
-    """1 / size of its region for each marked pixel, 1 elsewhere: as weights, they make the
-    true-positive rate of the pixels the mean overlap of the regions.
-    """
-    shares = np.ones(masks.shape)
-    for mask, share in zip(masks, shares, strict=True):
-        regions, _ = label_regions(mask, structure=np.ones((3, 3)))
-        share[mask] = 1.0 / np.bincount(regions.ravel())[regions[mask]]
-    return shares
-
-
-def _aupro(truth: np.ndarray, residuals: np.ndarray, shares: np.ndarray) -> float:
-    fpr, pro, _ = roc_curve(truth, residuals, sample_weight=shares)
-    return _area_up_to(fpr, pro)
-
-
-def _area_up_to(fpr: np.ndarray, tpr: np.ndarray) -> float:
-    stop = int(np.searchsorted(fpr, AUPRO_MAX_FPR, side="right"))
-    edge = np.interp(AUPRO_MAX_FPR, fpr, tpr)
-    area = auc(np.append(fpr[:stop], AUPRO_MAX_FPR), np.append(tpr[:stop], edge))
-    return float(area) / AUPRO_MAX_FPR
-
-
-def _resampled_pixel_figures(
-    maps: np.ndarray,
-    masks: np.ndarray,
-    shares: np.ndarray,
-    found: np.ndarray | None,
-    *,
-    n_boot: int,
-    seed: int,
-) -> Float64[np.ndarray, "B M"]:
-    """Pixel AUROC, AUPRO (and IoU) of resampled images, from histograms of each image's residuals
-    over ``_PIXEL_BINS`` quantiles: pixels share a bin only where they nearly share a residual.
-    """
-    n = len(maps)
-    rng = np.random.default_rng(seed)
-    sample = rng.choice(maps.ravel(), size=min(maps.size, 500_000), replace=False)
-    edges = np.unique(np.quantile(sample, np.linspace(0, 1, _PIXEL_BINS + 1)[1:-1]))
-    bins = len(edges) + 1
-    normal, marked, overlap = (np.empty((n, bins)) for _ in range(3))
-    for i in range(n):
-        bin_of = bins - 1 - np.searchsorted(edges, maps[i], side="right")  # highest residual first
-        normal[i] = np.bincount(bin_of[~masks[i]], minlength=bins)
-        marked[i] = np.bincount(bin_of[masks[i]], minlength=bins)
-        overlap[i] = np.bincount(bin_of[masks[i]], weights=shares[i][masks[i]], minlength=bins)
-    has_region = masks.any(axis=(1, 2))
-    figures = np.full((n_boot, 2 + (found is not None)), np.nan)
-    strata = [np.flatnonzero(s) for s in (has_region, ~has_region) if s.any()]
-    if has_region.sum() < 2:
-        return figures
-    if found is not None:
-        both = (found & masks).sum(axis=(1, 2))
-        either = (found | masks).sum(axis=(1, 2))
-    for b in range(n_boot):
-        drawn = np.concatenate([s[rng.integers(len(s), size=len(s))] for s in strata])
-        times = np.bincount(drawn, minlength=n).astype(np.float64)
-        fp, tp, pro = (np.cumsum(times @ h) for h in (normal, marked, overlap))
-        fpr = np.append(0.0, fp / fp[-1])
-        figures[b, 0] = auc(fpr, np.append(0.0, tp / tp[-1]))
-        figures[b, 1] = _area_up_to(fpr, np.append(0.0, pro / pro[-1]))
-        if found is not None:
-            figures[b, 2] = (times @ both) / max(times @ either, 1.0)
     return figures

@@ -20,13 +20,13 @@ from training.evaluation import Evaluation, Example
 
 NORMAL, ANOMALOUS, CALIBRATION, MARK = "#0072B2", "#D55E00", "#8C8C8C", "#56B4E9"
 _CONTROL_LINES = (("#009E73", "--"), ("#CC79A7", "-."), ("#E69F00", ":"))
-_TITLE, _TEXT, _SMALL = 10, 9, 7.5
-_BUDGET_BYTES = {"card_examples.png": 200_000}
-_DEFAULT_BUDGET_BYTES = 65_000
+_TEXT, _SMALL = 9.5, 8
+_ALL_BYTES, _CHART_BYTES = 395_000, 50_000
+_NAME_LENGTH = 16
 
 
 def draw_pictures(folder: Path, evaluation: Evaluation) -> list[str]:
-    """The pictures that this evaluation has matter for, written; their file names, in order."""
+    """The pictures that this evaluation has matter for, below 400 kB in all; their names."""
     pictures: dict[str, Callable[[Evaluation], Figure]] = {}
     if evaluation.examples:
         of_images = evaluation.task == "image"
@@ -36,7 +36,8 @@ def draw_pictures(folder: Path, evaluation: Evaluation) -> list[str]:
     pictures["card_scores.png"] = _scores
     pictures["card_roc.png"] = _roc
     for name, draw in pictures.items():
-        budget = _BUDGET_BYTES.get(name, _DEFAULT_BUDGET_BYTES)
+        charts = len(pictures) - 1
+        budget = _ALL_BYTES - charts * _CHART_BYTES if "examples" in name else _CHART_BYTES
         (folder / name).write_bytes(_png(draw(evaluation), budget))
     return list(pictures)
 
@@ -44,7 +45,7 @@ def draw_pictures(folder: Path, evaluation: Evaluation) -> list[str]:
 def _png(figure: Figure, budget_bytes: int) -> bytes:
     """The figure in 256 colours, at the highest of some resolutions that keeps to the budget."""
     FigureCanvasAgg(figure)
-    for dpi in (120, 100, 80, 64, 50):
+    for dpi in (120, 100, 88, 76, 64, 50):
         raw, small = io.BytesIO(), io.BytesIO()
         figure.savefig(raw, format="png", dpi=dpi)
         image = Image.open(raw).convert("RGB")
@@ -59,23 +60,20 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout=layout, facecolor="white")
 
 
-def _verdict(example: Example, evaluation: Evaluation) -> str:
+def _heading(axes: Axes, example: Example, evaluation: Evaluation) -> None:
     flagged = example.p_value <= evaluation.fpr
     if example.label:
-        return "detected" if flagged else "MISSED"
-    return "FALSE ALARM" if flagged else "passed"
-
-
-def _heading(axes: Axes, example: Example, evaluation: Evaluation) -> None:
-    kind = "anomaly" if example.label else "normal"
-    name = example.class_name
-    name = "" if name in ("normal", "anomalous", kind) else f": {name}"
-    p = f"p = {example.p_value:.2g}"
+        verdict = "anomaly detected" if flagged else "anomaly MISSED"
+    else:
+        verdict = "FALSE ALARM" if flagged else "normal, passed"
+    name = example.class_name or ("anomalous" if example.label else "normal")
+    if len(name) > _NAME_LENGTH:
+        name = name[: _NAME_LENGTH - 1] + "…"
     axes.set_title(
-        f"{kind}{name}\n{p}, {_verdict(example, evaluation)}",
+        f"{name}\n{verdict}\np = {example.p_value:.2g}",
         color=ANOMALOUS if example.label else NORMAL,
         fontsize=_TEXT,
-        linespacing=1.25,
+        linespacing=1.2,
     )
 
 
@@ -94,17 +92,23 @@ def _residual_scale(examples: tuple[Example, ...]) -> float:
 def _image_examples(evaluation: Evaluation) -> Figure:
     examples = evaluation.examples
     height, width = examples[0].residual.shape
-    figure = _figure(1.5 * len(examples) + 0.4, 1.42 * 3 * min(height / width, 2) + 0.6)
-    grid = np.atleast_2d(figure.subplots(3, len(examples), squeeze=False))
+    figure = _figure(1.5 * len(examples) + 0.4, 1.42 * 3 * min(height / width, 2) + 0.8)
+    grid = figure.subplots(3, len(examples), squeeze=False)
     scale = _residual_scale(examples)
+    # one stretch for all: dark photographs become visible, brightness still compares
+    low, high = np.quantile(np.stack([e.values for e in examples]), [0.002, 0.998])
+    high = max(high, low + 1)
     for column, example in zip(grid.T, examples, strict=True):
-        grey = example.values.mean(axis=2)
-        picture = example.values if example.values.shape[2] == 3 else example.values[:, :, 0]
+        stretched = np.clip((example.values - low) / (high - low), 0, 1)
+        grey = stretched.mean(axis=2)
         share = np.clip(example.residual / scale, 0, 1)
-        column[0].imshow(picture, cmap="gray", vmin=0, vmax=255)
+        column[0].imshow(
+            stretched if stretched.shape[2] == 3 else grey, cmap="gray", vmin=0, vmax=1
+        )
         column[1].imshow(share, cmap="inferno", vmin=0, vmax=1)
-        column[2].imshow(grey, cmap="gray", vmin=0, vmax=255)
-        column[2].imshow(share, cmap="inferno", vmin=0, vmax=1, alpha=0.8 * np.sqrt(share))
+        column[2].imshow(grey, cmap="gray", vmin=0, vmax=1)
+        opacity = np.clip((share - 0.2) / 0.4, 0, 0.85)
+        column[2].imshow(share, cmap="inferno", vmin=0, vmax=1, alpha=opacity)
         for axes in column:
             _bare(axes)
         if example.mask is not None:
@@ -169,7 +173,9 @@ def _scores(evaluation: Evaluation) -> Figure:
     log = _wide_spread(every, evaluation.calibration_raw)
     low, high = float(every.min()), float(np.quantile(every, 1.0 if log else 0.998))
     high = max(high, evaluation.threshold * 1.02 if evaluation.threshold > 0 else high, low + 1e-9)
-    bins = np.geomspace(low, high, 61) if log else np.linspace(low, high, 61)
+    smallest = min(len(evaluation.calibration_raw), *(int((labels == c).sum()) for c in (0, 1)))
+    edges = int(np.clip(3 * np.sqrt(smallest), 15, 60)) + 1
+    bins = np.geomspace(low, high, edges) if log else np.linspace(low, high, edges)
 
     def shares(values: np.ndarray) -> np.ndarray:
         counts, _ = np.histogram(np.clip(values, low, high), bins=bins)
@@ -208,7 +214,7 @@ def _roc(evaluation: Evaluation) -> Figure:
     for i, (name, scores) in enumerate(evaluation.controls.items()):
         color, style = _CONTROL_LINES[i % len(_CONTROL_LINES)]
         curves.append((name.replace("_", " "), scores, color, style, 1.3))
-    smallest = 1.0 / max(int((labels == 0).sum()), 1)
+    finest = 1.0 / int((labels == 0).sum())
     for name, scores, color, style, width in curves:
         fpr, tpr, _ = roc_curve(labels, scores)
         legend = f"{name}: AUROC {roc_auc_score(labels, scores):.3f}"
@@ -216,7 +222,7 @@ def _roc(evaluation: Evaluation) -> Figure:
             axes.plot(fpr, tpr, color=color, linestyle=style, linewidth=width, label=legend)
     linear.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=0.8, zorder=0)
     low.set_xscale("log")
-    low.set_xlim(max(smallest, 1e-4), 1)
+    low.set_xlim(min(max(finest, 1e-4), 0.5), 1)
     low.axvline(evaluation.fpr, color="#8C8C8C", linewidth=0.9, linestyle=":")
     linear.set_xlim(-0.01, 1)
     for axes in (linear, low):
@@ -270,4 +276,4 @@ def _finish(axes: Axes, *, legend: bool = True) -> None:
     axes.grid(color="#E6E6E6", linewidth=0.6)
     axes.set_axisbelow(True)
     if legend:
-        axes.legend(fontsize=_SMALL + 0.5, frameon=False)
+        axes.legend(fontsize=_SMALL + 0.5, framealpha=0.9, edgecolor="none")

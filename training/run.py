@@ -24,7 +24,8 @@ class Interrupted(Exception):
 
 class ArrayBatches(IterableDataset[tuple[torch.Tensor, ...]]):
     """Shuffled mini-batches of arrays that fit in memory; an epoch's order is a function of
-    (seed, epoch) alone, so that a resumed run sees the batches the first would have seen."""
+    (seed, epoch) alone, so that a resumed run sees the batches the first would have seen.
+    """
 
     def __init__(
         self, *arrays: np.ndarray | torch.Tensor, batch_size: int, seed: int, drop_last: bool = True
@@ -77,7 +78,7 @@ class Run:
     def train_stage(
         self, stage: str, module: L.LightningModule, batches: ArrayBatches, epochs: int
     ) -> None:
-        """``module`` trained for ``epochs`` epochs, or loaded when this run holds the stage already.
+        """``module`` trained for ``epochs`` epochs, or loaded when this run holds the stage.
 
         The checkpoint of the last epoch is ``<stage>.ckpt``; the finished weights are
         ``<stage>.done.pt``. Seeds are set from (run seed, stage), so that a stage does not depend
@@ -121,6 +122,11 @@ class Run:
         with warnings.catch_warnings():
             # batches are formed in this process on purpose: the arrays are in memory already
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # several stages share a run folder on purpose
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            # the stages of a run share its folder on purpose
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* not empty.*")
             try:
                 trainer.fit(module, batches, ckpt_path=str(last) if last.exists() else None)
             except SystemExit as stop:  # Lightning ends the process on Ctrl-C by itself

@@ -4,9 +4,10 @@
 ``models/<name>/<version>/``        one artifact; never changed once it is there
     ``manifest.json``               everything below by name and sha256; input rule, family, params,
                                     calibration in numbers, metrics, provenance (``manifest``)
-    ``calibration.npz``             ``scores``: sorted raw scores of held-out normals (``calibration``)
-    ``golden.npz``                  raw inputs (``images`` uint8, or ``rows`` and ``stride``) with the
-                                    ``scores`` and ``maps`` seen at publishing
+    ``calibration.npz``             ``scores``: sorted raw scores of held-out normal items
+                                    (``calibration``)
+    ``golden.npz``                  raw inputs (``images`` uint8, or ``rows`` and ``stride``) with
+                                    the ``scores`` and ``maps`` seen at publishing
     ``*.onnx  *.npz  *.faiss``      graphs and arrays of the family; plain data, no pickles
     ``CARD.md``                     for people
 

@@ -1,11 +1,11 @@
 """What an artifact says of itself: ``manifest.json`` as frozen, strict pydantic models."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-FORMAT = 1
+FORMAT: Final = 1
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -62,7 +62,9 @@ class Column(Frozen):
     """One sensor: name, unit, scaler and the range outside which a reading is not believed."""
 
     name: str = Field(min_length=1, max_length=128)
-    unit: str = Field(max_length=32, description="physical unit, or 'standardised', or '' if unknown")
+    unit: str = Field(
+        max_length=32, description="physical unit, or 'standardised', or '' if unknown"
+    )
     mean: float
     std: float = Field(gt=0)
     low: float
@@ -153,7 +155,9 @@ class GoldenInfo(Frozen):
     """How far the self-test at load may deviate from what was recorded at publishing."""
 
     n: int = Field(ge=1)
-    score_tolerance: float = Field(gt=0, description="relative to max(1, |raw score|)")
+    score_tolerance: float = Field(
+        gt=0, description="in robust standard deviations (1.4826 x MAD) of the calibration scores"
+    )
     map_tolerance: float = Field(gt=0, description="relative to max(map_scale, residual)")
 
 

@@ -58,7 +58,7 @@ def to_uint8(image: Image.Image, channels: Literal[1, 3]) -> UInt8[np.ndarray, "
 def resize_uint8(
     pixels: UInt8[np.ndarray, "H0 W0 C"], height: int, width: int, resize: str
 ) -> UInt8[np.ndarray, "H W C"]:
-    """The image at ``height`` x ``width`` by the named filter; the same array when it fits already."""
+    """The image at ``height`` x ``width`` by the named filter; the same array when it fits."""
     if pixels.shape[:2] == (height, width):
         return pixels
     channels = pixels.shape[2]
@@ -223,7 +223,8 @@ def _moving_average(
     rows: Float64[np.ndarray, "T D"], length: int
 ) -> Float64[np.ndarray, "T_out D"]:
     """Mean of each ``length`` consecutive rows; no running sum, so that rows far away (or a huge
-    value among them) leave no rounding trace in a window they do not belong to."""
+    value among them) leave no rounding trace in a window they do not belong to.
+    """
     if length == 1:
         return rows
     view = np.lib.stride_tricks.sliding_window_view(rows, length, axis=0)

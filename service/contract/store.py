@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +114,7 @@ def write_active(root: Path, active: Active) -> None:
     """``active.json`` replaced in one step."""
     temporary = root / (ACTIVE + ".new")
     temporary.write_text(json.dumps(active.model_dump(exclude_none=True), indent=2) + "\n")
-    os.replace(temporary, root / ACTIVE)
+    temporary.replace(root / ACTIVE)
 
 
 def open_artifact(root: Path, name: str, version: int) -> Artifact:
@@ -161,7 +161,7 @@ def open_artifact(root: Path, name: str, version: int) -> Artifact:
 
 @contextmanager
 def staging(root: Path, name: str) -> Iterator[Path]:
-    """A fresh folder beside the versions of ``name``; gone at the end unless ``commit`` moved it."""
+    """A new folder beside the versions of ``name``; gone at the end unless ``commit`` moved it."""
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_STAGING}{os.getpid()}"
@@ -171,6 +171,8 @@ def staging(root: Path, name: str) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # holds versions
+            folder.rmdir()
 
 
 def next_version(root: Path, name: str) -> int:
@@ -196,7 +198,7 @@ def commit(staged: Path, manifest: Manifest) -> Path:
             os.close(handle)
     target = staged.parent / str(manifest.version)
     try:
-        os.rename(staged, target)
+        staged.rename(target)
     except OSError as error:
         raise PublishConflict(f"{target} exists already; nothing was published") from error
     return target

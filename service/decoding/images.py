@@ -75,9 +75,11 @@ def read_header(data: bytes, max_pixels: int) -> Picture:
             width, height = image.size
             frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
     except UnidentifiedImageError as error:
-        raise MalformedInput("the image is truncated or broken: its header is unreadable") from error
+        raise MalformedInput(
+            "the image is truncated or broken: its header is unreadable"
+        ) from error
     except Exception as error:  # Pillow's decoders raise whatever their parsing stumbles on
-        raise MalformedInput(f"the image is broken: {error}") from error
+        raise MalformedInput(f"the image is truncated or broken: {error}") from error
     if width * height > max_pixels:
         raise InputTooLarge(
             f"{width} x {height} = {width * height} pixels; allowed: {max_pixels} "

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from itertools import chain
 from operator import itemgetter
@@ -28,7 +28,7 @@ LABEL_COLUMNS = ("group", "label")
 _MAX_ERRORS = 20  # as many places as one answer names
 _MISSING = frozenset({"", "nan", "null", "na", "n/a", "none"})
 _SLASHED = re.compile(
-    r"(\d{4})[/-](\d{1,2})[/-](\d{1,2})(?:[ T](\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?)?"
+    r"(\d{4})[/-](\d{1,2})[/-](\d{1,2})(?:[ T](\d{1,2}):(\d{2})(?::([0-5]\d(?:\.\d+)?))?)?"
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -78,7 +78,9 @@ def read_json(spec: SeriesInput, body: bytes, max_cells: int) -> Recording:
         raise _invalid("/columns", "must be a list of names")
     if not isinstance(rows, list):
         raise _invalid("/rows", "required: a list of rows, each a list of numbers")
-    wrong = [FieldError(f"/rows/{i}", "not a list") for i, r in enumerate(rows) if type(r) is not list]
+    wrong = [
+        FieldError(f"/rows/{i}", "not a list") for i, r in enumerate(rows) if type(r) is not list
+    ]
     if wrong:
         raise InvalidInput(f"{len(wrong)} rows are not lists of numbers", tuple(wrong))
     _check_cells(sum(map(len, rows)), max_cells)
@@ -127,7 +129,7 @@ def read_csv(spec: SeriesInput, body: bytes, max_cells: int) -> Recording:
     if not rows:
         raise InvalidInput("csv: it is empty; a header line and rows are needed")
     header = tuple(cell.strip() for cell in rows[0])
-    if all(_number(cell) is not None for cell in header):
+    if all(_number_in_text(cell) is not None for cell in header):
         raise InvalidInput("csv: the first line must be a header with the names of the columns")
     return _recording(spec, _Table(header, rows[1:], lines[1:]))
 
@@ -205,11 +207,12 @@ def _readings(
 ) -> Float64[np.ndarray, "T D"]:
     """The cells as float64, missing ones as NaN."""
     shape = (len(cells), len(spec.columns))
+    is_text = table.lines is not None
     kinds = set(map(type, chain.from_iterable(cells)))
     try:
         if kinds <= {int, float, type(None)}:
             return np.array(cells, dtype=np.float64).reshape(shape)
-        if kinds == {str} and not any("_" in cell for row in cells for cell in row):
+        if is_text and not any("_" in cell for row in cells for cell in row):
             return np.array([list(map(float, row)) for row in cells]).reshape(shape)
     except (ValueError, OverflowError):
         pass  # some cell is empty or no number: look at each
@@ -217,7 +220,7 @@ def _readings(
     errors: list[FieldError] = []
     for i, row in enumerate(cells):
         for j, cell in enumerate(row):
-            number = _number(cell)
+            number = _number_in_text(cell) if is_text else _number_in_json(cell)
             if number is None:
                 where = f"{table.place(i)}, column {spec.columns[j].name!r}"
                 shown = repr(cell)[:40]
@@ -233,23 +236,28 @@ def _readings(
     return out
 
 
-def _number(cell: object) -> float | None:
-    """The reading of one cell, NaN for a missing one, None for what is no number."""
+def _number_in_json(cell: object) -> float | None:
+    """The reading of one cell, NaN for null, None for what is no number."""
     if cell is None:
         return math.nan
-    if isinstance(cell, bool) or not isinstance(cell, int | float | str):
+    if isinstance(cell, bool) or not isinstance(cell, int | float):
         return None
-    if isinstance(cell, str):
-        if cell.strip().lower() in _MISSING:
-            return math.nan
-        if "_" in cell:  # Python reads 1_000 as a number; a csv file does not mean one
-            return None
+    try:
+        return float(cell)
+    except OverflowError:
+        return math.inf
+
+
+def _number_in_text(cell: str) -> float | None:
+    """The reading of one cell, NaN for a blank one, None for what is no number."""
+    if cell.strip().lower() in _MISSING:
+        return math.nan
+    if "_" in cell:  # Python reads 1_000 as a number; a csv file does not mean one
+        return None
     try:
         return float(cell)
     except ValueError:
         return None
-    except OverflowError:
-        return math.inf
 
 
 def _timestamps(stamps: Sequence[Any], pointer: Callable[[int], str]) -> Float64[np.ndarray, " T"]:
@@ -288,10 +296,8 @@ def _seconds(stamp: object) -> float | None:
             if match is None:
                 return None
             year, month, day, hour, minute = (int(g or 0) for g in match.groups()[:5])
-            second = float(match[6] or 0)
-            moment = datetime(
-                year, month, day, hour, minute, int(second), round(second % 1 * 1e6) % 1_000_000
-            )
+            moment = datetime(year, month, day, hour, minute, tzinfo=UTC)
+            moment += timedelta(seconds=float(match[6] or 0))
     except ValueError:
         return None
     if moment.tzinfo is None:

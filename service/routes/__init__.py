@@ -32,7 +32,8 @@ def problem_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def known_query(model: type[BaseModel]) -> Callable[[Request], None]:
     """A dependency that refuses query parameters that are unknown or given twice, so that a
-    mistyped one is not silently ignored."""
+    mistyped one is not silently ignored.
+    """
 
     def check(request: Request) -> None:
         counts = Counter(key for key, _ in request.query_params.multi_items())

@@ -12,7 +12,7 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/livez", responses={200: {"model": LiveBody}})
-async def live(request: Request) -> Response:
+async def live() -> Response:
     """200 as long as the process answers."""
     return json_response({"live": True})
 
@@ -41,9 +41,7 @@ async def health(request: Request) -> Response:
     catalog = resources_of(request).catalog
     reasons = catalog.reasons()
     status = "ok" if not reasons else "loading" if catalog.loading else "degraded"
-    return json_response(
-        {"status": status, "live": True, "ready": not reasons, "reasons": reasons}
-    )
+    return json_response({"status": status, "live": True, "ready": not reasons, "reasons": reasons})
 
 
 @router.get(

@@ -50,16 +50,16 @@ def _summary(e: Entry) -> dict[str, Any]:
 
 def _model(catalog: Catalog, name: str) -> dict[str, Any]:
     mine = [e for e in catalog.entries() if e.name == name]
-    shown = next((e for e in mine if e.active), mine[-1])
+    shown = next(e for e in mine if e.active)
     manifest = shown.manifest
     return {
         "name": name,
         "title": manifest.title if manifest else None,
         "family": manifest.family if manifest else None,
         "task": manifest.task if manifest else None,
-        "active_version": shown.version if shown.active else None,
+        "active_version": shown.version,
         "default_for": catalog.default_for(name),
-        "status": shown.status if shown.active else "failed",
+        "status": shown.status,
         "versions": [_summary(e) for e in mine],
     }
 
@@ -67,9 +67,10 @@ def _model(catalog: Catalog, name: str) -> dict[str, Any]:
 def _version(catalog: Catalog, e: Entry) -> dict[str, Any]:
     manifest, scorer = e.manifest, e.scorer
     dumped = manifest.model_dump(mode="json") if manifest else {}
-    calibration = dumped.get("calibration")
+    calibration = None
     if manifest:
-        calibration = {**calibration, "finest_fpr": 1 / (manifest.calibration.n + 1)}
+        finest = {"finest_fpr": 1 / (manifest.calibration.n + 1)}
+        calibration = manifest.calibration.model_dump(mode="json") | finest
     return {
         **_summary(e),
         "name": e.name,

@@ -47,7 +47,7 @@ _BODY = {
                 },
             }
         },
-        **{media_type: _BINARY for media_type in MEDIA_TYPES[:5]},
+        **dict.fromkeys(MEDIA_TYPES[:5], _BINARY),
     },
 }
 
@@ -105,9 +105,7 @@ async def _score(request: Request, query: ScoreQuery, resources: Resources) -> R
     files = [body]
     if media_type == MULTIPART:
         content_type = request.headers["content-type"]
-        parts = await asyncio.to_thread(
-            parse_multipart, content_type, body, settings.max_images
-        )
+        parts = await asyncio.to_thread(parse_multipart, content_type, body, settings.max_images)
         files = [part.data for part in parts_named(parts, "image")]
     as_picture = prefers_png(request.headers.get("accept", ""))
     if as_picture and len(files) > 1:

@@ -174,7 +174,8 @@ def _cutter(
     spec: SeriesInput, recording: Recording, first: int, count: int, stride: int
 ) -> Callable[[], Windows]:
     """Windows ``first`` to ``first + count`` of a recording; they see their own rows only, so
-    that cutting piecewise gives what cutting at once would."""
+    that cutting piecewise gives what cutting at once would.
+    """
     begin = first * stride
     end = begin + (count - 1) * stride + spec.min_rows
     stamps = recording.timestamps_s
@@ -210,8 +211,8 @@ def _describer(
                 result |= rule.members(scores, k, decisions[k])
                 listed = [] if shares is None else _sorted_shares(names, shares[k])
                 result["contributions"] = listed
-                wanted = maps is not None and mode == "float32"
-                result["residual_map"] = float32_map(maps[k]) if wanted else None
+                shown = maps[k] if maps is not None and mode == "float32" else None
+                result["residual_map"] = None if shown is None else float32_map(shown)
                 k += 1
             results.append(result)
         return results

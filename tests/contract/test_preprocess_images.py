@@ -21,7 +21,7 @@ COLOUR = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
 def test_every_pixel_format_becomes_uint8_of_the_wanted_channels(mode: str, channels: int) -> None:
     image = Image.fromarray(COLOUR)
     if mode == "I;16":
-        image = Image.fromarray((COLOUR[:, :, 0].astype(np.uint16) << 8))
+        image = Image.fromarray(COLOUR[:, :, 0].astype(np.uint16) << 8)
     elif mode == "I":
         image = Image.fromarray(COLOUR[:, :, 0].astype(np.int32) << 8)
     elif mode in ("LA", "PA"):

@@ -18,11 +18,24 @@ NORMAL_DIGITS = (0, 6)
 # seconds, not minutes: enough to be better than chance on an easy set
 QUICK = {
     "diffusion": [
-        *("vq_steps=60", "unet_steps=120", "vq_batch=32", "unet_batch=32", "pairs=48", "samples=32"),
+        *(
+            "vq_steps=60",
+            "unet_steps=120",
+            "vq_batch=32",
+            "unet_batch=32",
+            "pairs=48",
+            "samples=32",
+        ),
         *("classifier_steps=10", "sample_steps=4", "selection_items=60", "ddim_steps=2"),
     ],
-    "iae_lstm_kl": ["channels=[8,16]", "latent=32", "pretrain_epochs=3", "epochs=4", "batch_size=64",
-                    "learning_rate=1e-3"],
+    "iae_lstm_kl": [
+        "channels=[8,16]",
+        "latent=32",
+        "pretrain_epochs=3",
+        "epochs=4",
+        "batch_size=64",
+        "learning_rate=1e-3",
+    ],
     "nln": ["steps=120", "latent=16", "width=16"],
 }
 
@@ -72,8 +85,17 @@ def train_family(family: str, images: Path, root: Path) -> Artifact:
     settings = [f"--set=model.{setting}" for setting in QUICK[family]]
     result = CliRunner().invoke(
         app,
-        ["fit", f"--family={family}", f"--images={images}", f"--name={name}", "--size=32", "--quiet",
-         f"--runs={root / 'runs'}", f"--models={root / 'models'}", *settings],
+        [
+            "fit",
+            f"--family={family}",
+            f"--images={images}",
+            f"--name={name}",
+            "--size=32",
+            "--quiet",
+            f"--runs={root / 'runs'}",
+            f"--models={root / 'models'}",
+            *settings,
+        ],
         catch_exceptions=False,
     )
     assert result.exit_code == 0, result.output

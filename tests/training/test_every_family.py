@@ -29,7 +29,11 @@ def scorer(trained: Trained, family: str) -> Scorer:
 @pytest.fixture(scope="session")
 def data(digit_folder: Path) -> ImageData:
     config = make_config(
-        {"name": "x", "family": "nln", "data": {"name": "folder", "path": str(digit_folder), "size": 32}},
+        {
+            "name": "x",
+            "family": "nln",
+            "data": {"name": "folder", "path": str(digit_folder), "size": 32},
+        },
         "test",
     )
     loaded = load_data(config, None)
@@ -56,7 +60,9 @@ def test_anomalous_images_score_higher_than_normal_ones(scorer: Scorer, data: Im
 def test_a_score_does_not_depend_on_its_batch(scorer: Scorer, x: np.ndarray, size: int) -> None:
     whole = scorer.score(x, maps=True)
     parts = [scorer.score(x[i : i + size], maps=True) for i in range(0, len(x), size)]
-    np.testing.assert_allclose(np.concatenate([p.raw for p in parts]), whole.raw, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        np.concatenate([p.raw for p in parts]), whole.raw, rtol=1e-5, atol=1e-5
+    )
     assert whole.maps is not None
     maps = np.concatenate([p.maps for p in parts if p.maps is not None])
     np.testing.assert_allclose(maps, whole.maps, rtol=1e-4, atol=1e-4)
@@ -64,7 +70,9 @@ def test_a_score_does_not_depend_on_its_batch(scorer: Scorer, x: np.ndarray, siz
 
 def test_a_score_does_not_depend_on_the_order(scorer: Scorer, x: np.ndarray) -> None:
     order = np.random.default_rng(0).permutation(len(x))
-    np.testing.assert_allclose(scorer.score(x[order]).raw, scorer.score(x).raw[order], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        scorer.score(x[order]).raw, scorer.score(x).raw[order], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_a_score_does_not_depend_on_the_number_of_threads(

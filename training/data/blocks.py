@@ -28,7 +28,7 @@ class BlockOptions(Options):
     calibration_share: Share = 0.2
     test_share: Share = 0.2
     """Of the normal rows; all anomalous rows are in the test split."""
-    blocks: int = Field(default=5, ge=1)
+    blocks: int | None = Field(default=None, ge=1, description="default: 5, fewer for few rows")
     guard_rows: int = Field(
         default=36, ge=0, description="dropped between splits; window + smoothing - 1"
     )
@@ -39,12 +39,19 @@ class BlockOptions(Options):
             raise ValueError("the shares must stay below 1 in sum")
         return self
 
-    @property
-    def rule(self) -> str:
+    def blocks_for(self, normal_rows: int) -> int:
+        """The number of blocks; by default each split of a block measures some guard bands."""
+        if self.blocks is not None:
+            return self.blocks
+        smallest = min(self.validation_share, self.calibration_share, self.test_share)
+        fitting = normal_rows * smallest / (3 * max(self.guard_rows, 1))
+        return min(max(int(fitting), 1), 5)
+
+    def rule(self, normal_rows: int) -> str:
         """The split in words."""
         return (
-            f"normal rows in {self.blocks} consecutive block(s), each divided in time order "
-            f"into train, validation ({self.validation_share:.0%}), calibration "
+            f"normal rows in {self.blocks_for(normal_rows)} consecutive block(s), each divided in "
+            f"time order into train, validation ({self.validation_share:.0%}), calibration "
             f"({self.calibration_share:.0%}) and test ({self.test_share:.0%}), with "
             f"{self.guard_rows} rows dropped between; no recording spans a gap"
         )
@@ -96,6 +103,7 @@ def split_blocks(recordings: Sequence[Recording], options: BlockOptions, of: str
     """
     normal = [np.ones(len(r.rows), bool) if r.labels is None else r.labels == 0 for r in recordings]
     total = int(sum(n.sum() for n in normal))
+    blocks = options.blocks_for(total)
     shares = (options.validation_share, options.calibration_share, options.test_share)
     bounds = np.cumsum([1 - sum(shares), *shares[:2]])
     splits: tuple[list[Recording], ...] = ([], [], [], [])
@@ -103,16 +111,13 @@ def split_blocks(recordings: Sequence[Recording], options: BlockOptions, of: str
     for recording, is_normal in zip(recordings, normal, strict=True):
         position = before + np.cumsum(is_normal) - 1
         before += int(is_normal.sum())
-        phase = position * options.blocks / max(total, 1) % 1.0
+        phase = position * blocks / max(total, 1) % 1.0
         split = np.where(is_normal, np.searchsorted(bounds, phase, side="right"), 3)
-        for start, stop in _runs(split, is_normal):
-            s = int(split[start])
-            first, last = start, stop
-            if is_normal[start]:  # an anomalous stretch is kept whole
-                first += options.guard_rows if start > 0 else 0
-                last -= options.guard_rows if stop < len(split) and not is_normal[stop] else 0
-            if last > first:
-                splits[s].append(part(recording, first, last, labelled=s == 3))
+        kept = _outside_guards(split * 2 + is_normal, is_normal, options.guard_rows)
+        for start, stop in _runs(np.where(kept, split * 2 + is_normal, -1)):
+            if kept[start]:
+                s = int(split[start])
+                splits[s].append(part(recording, start, stop, labelled=s == 3))
     if any(not s for s in splits):
         names = ("train", "validation", "calibration", "test")
         empty = ", ".join(n for n, s in zip(names, splits, strict=True) if not s)
@@ -123,9 +128,18 @@ def split_blocks(recordings: Sequence[Recording], options: BlockOptions, of: str
     return BlockSplit(*(tuple(s) for s in splits))
 
 
-def _runs(
-    split: Int64[np.ndarray, " T"], is_normal: Bool[np.ndarray, " T"]
-) -> list[tuple[int, int]]:
-    key = split * 2 + is_normal
+def _outside_guards(
+    key: Int64[np.ndarray, " T"], is_normal: Bool[np.ndarray, " T"], guard_rows: int
+) -> Bool[np.ndarray, " T"]:
+    """False for normal rows just after a change of ``key``, or just before an anomalous row."""
+    kept = np.ones(len(key), dtype=bool)
+    for start, _ in _runs(key)[1:]:
+        kept[start : start + guard_rows] = False
+        if not is_normal[start]:
+            kept[max(0, start - guard_rows) : start] = False
+    return np.asarray(kept | ~is_normal)
+
+
+def _runs(key: Int64[np.ndarray, " T"]) -> list[tuple[int, int]]:
     edges = [0, *(np.flatnonzero(np.diff(key)) + 1).tolist(), len(key)]
     return list(pairwise(edges))

@@ -239,7 +239,8 @@ def _read_batches(tar: tarfile.TarFile, names: list[str]) -> tuple[np.ndarray, n
 
 class ArrayUnpickler(pickle.Unpickler):
     """Reads pickles of plain containers, bytes and numpy arrays; anything else is refused, so that
-    a forged archive can run nothing."""
+    a forged archive can run nothing.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "_reconstruct" and module in (

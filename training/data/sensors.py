@@ -60,8 +60,13 @@ class Table:
     timestamps_s: Float64[np.ndarray, " T"] | None
     labels: Int64[np.ndarray, " T"] | None
 
+    @property
+    def normal_rows(self) -> int:
+        """How many rows are not labelled as anomalous."""
+        return len(self.rows) if self.labels is None else int((self.labels == 0).sum())
 
-def load_csv(options: CsvOptions, data_dir: Path | None, seed: int) -> SeriesData:
+
+def load_csv(options: CsvOptions, data_dir: Path | None, _seed: int) -> SeriesData:
     """A table split in time; nothing is drawn, so the seed has no effect.
 
     Raises:
@@ -78,13 +83,16 @@ def load_csv(options: CsvOptions, data_dir: Path | None, seed: int) -> SeriesDat
         raise InvalidInput(f"units of unknown columns {sorted(unknown)}; there are {table.columns}")
     period_s = options.period_s or _median_step(table.timestamps_s)
     source = Source(
-        name=path.stem, licence=options.licence, source=f"file {path.name}", protocol=options.rule
+        name=path.stem,
+        licence=options.licence,
+        source=f"file {path.name}",
+        protocol=options.rule(table.normal_rows),
     )
     units = tuple(options.units.get(name, "") for name in table.columns)
     return _series(table, units, period_s, options, source)
 
 
-def load_icing(options: IcingOptions, data_dir: Path | None, seed: int) -> SeriesData:
+def load_icing(options: IcingOptions, data_dir: Path | None, _seed: int) -> SeriesData:
     """The contest's recordings split in time; rows outside the listed intervals are removed.
 
     Raises:
@@ -114,8 +122,8 @@ def load_icing(options: IcingOptions, data_dir: Path | None, seed: int) -> Serie
         name=f"icing contest, turbine {options.turbine}",
         licence="contest data, not redistributable",
         source="2017 industrial big data contest (China), blade icing of wind turbines",
-        protocol=f"{options.rule}; rows outside the listed normal and icing intervals removed"
-        + (f"; {options.average_s:g} s means" if options.average_s else ""),
+        protocol=f"{options.rule(table.normal_rows)}; rows outside the listed normal and icing "
+        "intervals removed" + (f"; {options.average_s:g} s means" if options.average_s else ""),
     )
     units = ("standardised",) * len(CHANNELS)
     period_s = options.average_s or _median_step(table.timestamps_s)

@@ -34,7 +34,6 @@ _SKAB_NORMAL = "anomaly-free_anomaly-free"
 class _Benchmark(BlockOptions):
     """The test split is the benchmark's own; a little of the normal run is dropped for it."""
 
-    blocks: int = Field(default=1, ge=1)
     calibration_share: float = Field(default=0.25, gt=0, lt=1)
     test_share: float = Field(default=0.05, gt=0, lt=1)
     guard_rows: int = Field(default=5, ge=0)
@@ -55,10 +54,8 @@ class TepOptions(_Benchmark):
 class SkabOptions(_Benchmark):
     """The split of the anomaly-free run."""
 
-    blocks: int = Field(default=5, ge=1)
 
-
-def load_tep(options: TepOptions, data_dir: Path | None, seed: int) -> SeriesData:
+def load_tep(options: TepOptions, data_dir: Path | None, _seed: int) -> SeriesData:
     """Normal operation for training, and test runs whose fault starts at row 160.
 
     Raises:
@@ -74,13 +71,13 @@ def load_tep(options: TepOptions, data_dir: Path | None, seed: int) -> SeriesDat
         name="tep",
         licence="permissive, University of Illinois",
         source=f"Chiang, Russell & Braatz, Fault detection and diagnosis, 2001; {_TEP_HOME}",
-        protocol=f"d00 (500 rows, normal): {options.rule}; the test share is dropped. Test: d00_te "
-        f"and faults {list(options.faults)}, anomalous from row {TEP_FAULT_STARTS} on",
+        protocol=f"d00 (normal): {options.rule(len(normal.rows))}; the test share is dropped. "
+        f"Test: d00_te and faults {list(options.faults)}, anomalous from row {TEP_FAULT_STARTS} on",
     )
     return _benchmark(normal, test, TEP_COLUMNS, ("",) * len(TEP_COLUMNS), 180.0, options, source)
 
 
-def load_skab(options: SkabOptions, data_dir: Path | None, seed: int) -> SeriesData:
+def load_skab(options: SkabOptions, data_dir: Path | None, _seed: int) -> SeriesData:
     """The anomaly-free run for training, 34 labelled runs for test.
 
     Raises:
@@ -96,8 +93,8 @@ def load_skab(options: SkabOptions, data_dir: Path | None, seed: int) -> SeriesD
         name="skab",
         licence="GPL-3.0",
         source=f"Katser & Kozitsin, Skoltech Anomaly Benchmark, 2020; {_SKAB_HOME}",
-        protocol=f"the anomaly-free run: {options.rule}; the test share is dropped. Test: the "
-        f"{len(runs)} other runs with the labels of their rows",
+        protocol=f"the anomaly-free run: {options.rule(len(normal.rows))}; the test share is "
+        f"dropped. Test: the {len(runs)} other runs with the labels of their rows",
     )
     # one row a second, but every tenth or so was not recorded: no fixed period
     return _benchmark(normal, list(runs.values()), SKAB_COLUMNS, _SKAB_UNITS, None, options, source)

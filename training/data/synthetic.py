@@ -5,7 +5,7 @@ image) or a patch of noise; sensor windows get a fault of one or a few sensors. 
 the seed, on i, and on the item it takes from, never on the order of work.
 """
 
-from collections.abc import Callable
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
@@ -16,7 +16,8 @@ _VISIBLE = 8.0
 black patch is no anomaly."""
 
 Anomalous = tuple[UInt8[np.ndarray, "N H W C"], Bool[np.ndarray, "N H W"]]
-_Patch = Callable[[np.ndarray, np.ndarray, slice, slice, np.random.Generator], np.ndarray]
+_Patch = Literal["cut", "gaussian", "uniform", "constant"]
+_Fault = Literal["offset", "drift", "stuck", "noise", "decoupled"]
 
 
 def cut_paste(images: UInt8[np.ndarray, "N H W C"], seed: int) -> Anomalous:
@@ -24,12 +25,12 @@ def cut_paste(images: UInt8[np.ndarray, "N H W C"], seed: int) -> Anomalous:
 
     Patches measure 10-40 % of a side.
     """
-    return _patched(images, seed, (_cut,))
+    return _patched(images, seed, ("cut",))
 
 
 def noise_patches(images: UInt8[np.ndarray, "N H W C"], seed: int) -> Anomalous:
     """Each image with a patch of Gaussian, uniform or constant values, and which pixels changed."""
-    return _patched(images, seed, (_gaussian, _uniform, _constant))
+    return _patched(images, seed, ("gaussian", "uniform", "constant"))
 
 
 def synthetic_anomalies(images: UInt8[np.ndarray, "N H W C"], seed: int) -> Anomalous:
@@ -50,7 +51,7 @@ def _patched(images: np.ndarray, seed: int, kinds: tuple[_Patch, ...]) -> Anomal
         for _ in range(_TRIES):
             other = images[(i + rng.integers(1, n)) % n] if n > 1 else image
             rows, columns = _extent(height, rng), _extent(width, rng)
-            patch = kind(image, other, rows, columns, rng)
+            patch = _patch(kind, image[rows, columns], other, rng)
             change = np.abs(patch.astype(np.int16) - image[rows, columns])
             if change.mean() > strongest:
                 strongest = float(change.mean())
@@ -68,35 +69,24 @@ def _extent(side: int, rng: np.random.Generator) -> slice:
     return slice(start, start + length)
 
 
-def _cut(
-    image: np.ndarray, other: np.ndarray, rows: slice, columns: slice, rng: np.random.Generator
+def _patch(
+    kind: _Patch, under: np.ndarray, other: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    height, width = image[rows, columns].shape[:2]
-    top = rng.integers(image.shape[0] - height + 1)
-    left = rng.integers(image.shape[1] - width + 1)
-    return other[top : top + height, left : left + width]
-
-
-def _gaussian(
-    image: np.ndarray, other: np.ndarray, rows: slice, columns: slice, rng: np.random.Generator
-) -> np.ndarray:
-    patch = image[rows, columns]
-    noise = rng.normal(0.0, rng.uniform(20, 80), patch.shape)
-    return np.clip(patch + noise, 0, 255).astype(np.uint8)
-
-
-def _uniform(
-    image: np.ndarray, other: np.ndarray, rows: slice, columns: slice, rng: np.random.Generator
-) -> np.ndarray:
-    return rng.integers(0, 256, image[rows, columns].shape, dtype=np.uint8)
-
-
-def _constant(
-    image: np.ndarray, other: np.ndarray, rows: slice, columns: slice, rng: np.random.Generator
-) -> np.ndarray:
-    return np.broadcast_to(
-        rng.integers(0, 256, image.shape[2], dtype=np.uint8), image[rows, columns].shape
-    )
+    """What is put over the pixels ``under``; ``other`` is the image to cut from."""
+    match kind:
+        case "cut":
+            height, width = under.shape[:2]
+            top = rng.integers(other.shape[0] - height + 1)
+            left = rng.integers(other.shape[1] - width + 1)
+            return other[top : top + height, left : left + width]
+        case "gaussian":
+            noise = rng.normal(0.0, rng.uniform(20, 80), under.shape)
+            return np.clip(under + noise, 0, 255).astype(np.uint8)
+        case "uniform":
+            return rng.integers(0, 256, under.shape, dtype=np.uint8)
+        case "constant":
+            value = rng.integers(0, 256, under.shape[2], dtype=np.uint8)
+            return np.broadcast_to(value, under.shape)
 
 
 def synthetic_series_anomalies(
@@ -111,54 +101,36 @@ def synthetic_series_anomalies(
     w, length, d = windows.shape
     spread = windows.std(axis=(0, 1), dtype=np.float64)
     spread = np.where(spread > 0, spread, 1.0)
+    faults = get_args(_Fault)
     out = windows.copy()
     for i, window in enumerate(windows):
         rng = np.random.default_rng((seed, i))
         for _ in range(_TRIES):
-            fault = _FAULTS[rng.integers(len(_FAULTS))]
+            fault = faults[rng.integers(len(faults))]
             sensors = rng.choice(d, size=rng.integers(1, max(1, d // 4) + 1), replace=False)
             onset = int(rng.integers(0, length // 2 + 1))
             other = windows[(i + rng.integers(1, w)) % w] if w > 1 else window[::-1]
             size = spread[sensors] * rng.uniform(1, 4) * rng.choice([-1, 1], len(sensors))
-            out[i, onset:, sensors] = fault(
-                window[onset:, sensors], other[onset:, sensors], size, rng
+            out[i, onset:, sensors] = _faulty(
+                fault, window[onset:, sensors], other[onset:, sensors], size, rng
             ).T
             if (out[i] != window).any():  # a sensor that stood still anyway cannot be stuck
                 break
     return out, out != windows
 
 
-_Fault = Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
-
-
-def _offset(
-    x: np.ndarray, other: np.ndarray, size: np.ndarray, rng: np.random.Generator
+def _faulty(
+    fault: _Fault, x: np.ndarray, other: np.ndarray, size: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    return np.asarray(x + size)
-
-
-def _drift(
-    x: np.ndarray, other: np.ndarray, size: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    return np.asarray(x + np.linspace(0, 1, len(x))[:, None] * size)
-
-
-def _stuck(
-    x: np.ndarray, other: np.ndarray, size: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    return np.broadcast_to(x[:1], x.shape)
-
-
-def _noise(
-    x: np.ndarray, other: np.ndarray, size: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    return np.asarray(x + rng.normal(0.0, 1.0, x.shape) * size)
-
-
-def _decoupled(
-    x: np.ndarray, other: np.ndarray, size: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    return other
-
-
-_FAULTS: tuple[_Fault, ...] = (_offset, _drift, _stuck, _noise, _decoupled)
+    """The readings ``x`` [T, D] under a fault; ``size`` [D] carries the sensors' units."""
+    match fault:
+        case "offset":
+            return np.asarray(x + size)
+        case "drift":
+            return np.asarray(x + np.linspace(0, 1, len(x))[:, None] * size)
+        case "stuck":
+            return np.broadcast_to(x[:1], x.shape)
+        case "noise":
+            return np.asarray(x + rng.normal(0.0, 1.0, x.shape) * size)
+        case "decoupled":
+            return other

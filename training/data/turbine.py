@@ -211,7 +211,8 @@ def _pitch(
     rng: np.random.Generator,
 ) -> None:
     """Blade angles (about 0 deg below rated power, feathering above, 60 deg at standstill), their
-    speeds, and the motors' temperatures."""
+    speeds, and the motors' temperatures.
+    """
     n, run = len(ice), wind.running
     above = _lagged(np.maximum(wind.rotor - 10.6, 0.0), 1.5)
     common = run * (6.0 * np.sqrt(above)) + 60.0 * (1 - run)
@@ -267,7 +268,7 @@ def _thermostat(ambient: Signal, tau_min: float, rng: np.random.Generator) -> tu
     temperature = max(float(ambient[0]), float(rng.uniform(16, 23)))
     heat, on = 0.0, 0.0
     for i, surrounding in enumerate(ambient.tolist()):
-        on = 1.0 if temperature < 16.2 else 0.0 if temperature > 21.8 else on
+        on = 1.0 if temperature < 15.7 else 0.0 if temperature > 22.8 else on
         heat += (on - heat) / 6.0
         temperature += (surrounding - temperature) / tau_min + 1.15 * heat
         cabinet[i], state[i] = temperature, on

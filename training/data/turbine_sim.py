@@ -24,7 +24,7 @@ class TurbineOptions(Options):
     units: Literal["physical", "standardised"] = "standardised"
 
 
-def load_turbine(options: TurbineOptions, data_dir: Path | None, seed: int) -> SeriesData:
+def load_turbine(options: TurbineOptions, _data_dir: Path | None, seed: int) -> SeriesData:
     """Simulated recordings; nothing is read. ``training.data.turbine`` says what is simulated."""
     counts = [
         -(-days // options.period_days)

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from pydantic import Field
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,7 +35,6 @@ from service.detectors.base import Detection
 from service.detectors.iae_lstm_kl import GRAPH, IaeLstmKlParams, ScoreVariant
 from training.export import export_onnx, fold_batchnorm, round_to_half
 from training.families.base import FamilyConfig, PreparedData, Task
-from sklearn.metrics import roc_auc_score
 from training.networks.hypersphere import HypersphereNet
 from training.run import ArrayBatches, Run
 
@@ -190,7 +190,8 @@ def kl_to_normal(z: Float[Tensor, "N Z"], kind: str) -> Float[Tensor, ""]:
 
 def centre_of(z: Float[Tensor, "N Z"]) -> Float[Tensor, " Z"]:
     """The mean of z, no coordinate closer to zero than 0.1 (a zero one could be reached by zero
-    weights alone); exact zeros stay."""
+    weights alone); exact zeros stay.
+    """
     c = z.mean(dim=0)
     return torch.where(c.abs() < CENTRE_EPS, torch.sign(c) * CENTRE_EPS, c)
 

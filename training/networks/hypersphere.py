@@ -5,6 +5,7 @@ BatchNorm without affine, LeakyReLU 0.01, Xavier weights. Inputs whose sides are
 pooling factor are zero-padded in the graph and the reconstruction is cropped again.
 """
 
+from itertools import pairwise
 from typing import Literal, cast
 
 import torch
@@ -110,7 +111,7 @@ class HypersphereNet(nn.Module):
             nn.Unflatten(1, (depth, rows, cols)),
             nn.LeakyReLU(SLOPE),
         ]
-        for a, b in zip(down, down[1:], strict=False):
+        for a, b in pairwise(down):
             conv_t = nn.ConvTranspose2d(a, b, 5, padding=2, bias=False)
             norm = nn.BatchNorm2d(b, eps=BN_EPS, affine=False)
             decoder += [conv_t, norm, nn.LeakyReLU(SLOPE), nn.Upsample(scale_factor=2)]

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from diffusers import VQModel
 from jaxtyping import Float, Float64
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -108,7 +107,8 @@ class CompressionStage(L.LightningModule):
             optimizers[1].zero_grad()
             self.manual_backward(hinge)
             optimizers[1].step()
-        for scheduler in _as_list(self.lr_schedulers()):
+        schedulers = _as_list(self.lr_schedulers())
+        for scheduler in schedulers if adversarial else schedulers[:1]:
             scheduler.step()
         self.batches_seen.add_(1)
         self.log("l1", reconstruction.detach(), prog_bar=True)
@@ -129,7 +129,7 @@ class CompressionStage(L.LightningModule):
         return loss
 
 
-def _as_list(found: Any) -> list[LightningOptimizer]:
+def _as_list(found: Any) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 

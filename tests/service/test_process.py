@@ -1,0 +1,93 @@
+"""``python -m service``: a real process on a real port, until SIGTERM."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.service.pictures import encode, grey
+
+PNG = {"Content-Type": "image/png"}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@contextmanager
+def serving(
+    models: Path, log: Path, **settings: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    port = free_port()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ANOMALY_")} | {
+        "ANOMALY_MODELS_DIR": str(models),
+        "ANOMALY_PORT": str(port),
+        "ANOMALY_THREADS": "1",
+        **settings,
+    }
+    with log.open("wb") as out:
+        process = subprocess.Popen([sys.executable, "-m", "service"], env=environment, stderr=out)
+        try:
+            base = f"http://127.0.0.1:{port}"
+            until = time.monotonic() + 60
+            while True:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < until, log.read_text()
+                try:
+                    if httpx.get(f"{base}/readyz").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.05)
+            yield process, base
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def test_it_serves_refuses_long_bodies_early_and_ends_cleanly_on_sigterm(
+    two_models: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with serving(two_models, log) as (process, base):
+        response = httpx.post(f"{base}/score", content=encode(grey(51)), headers=PNG)
+        assert response.status_code == 200
+        assert response.json()["results"][0]["raw_score"] == pytest.approx(0.2)
+        long = bytes(21 * 1024 * 1024)
+        assert httpx.post(f"{base}/score", content=long, headers=PNG).status_code == 413
+        pieces = (long[i : i + 2**16] for i in range(0, len(long), 2**16))
+        assert httpx.post(f"{base}/score", content=pieces, headers=PNG).status_code == 413
+        assert httpx.get(f"{base}/livez").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) in (0, -signal.SIGTERM)
+    text = log.read_text()
+    assert "Traceback" not in text
+    assert "POST /score 200" in text
+    assert "POST /score 413" in text
+
+
+def test_metrics_of_several_workers_add_up(two_models: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with serving(two_models, log, ANOMALY_WORKERS="2") as (process, base):
+        for _ in range(20):  # each over a connection of its own, so that both workers get some
+            response = httpx.post(f"{base}/score?map=none", content=encode(grey(0)), headers=PNG)
+            assert response.status_code == 200
+        for _ in range(5):
+            text = httpx.get(f"{base}/metrics").text
+            sample = 'anomaly_items_total{decision="normal",model="bright",version="1"} 20.0'
+            assert sample in text
+        assert 'anomaly_model_ready{model="bright",version="1"} 1.0' in text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) in (0, -signal.SIGTERM)
+    assert "Traceback" not in log.read_text()

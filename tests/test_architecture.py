@@ -1,0 +1,34 @@
+"""What each half may load, seen from a fresh process."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "lightning", "diffusers", "pandas", "matplotlib", "sklearn", "onnx", "pooch")
+WEB = ("fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic_settings", "redis")
+
+
+def loaded_by(module: str) -> set[str]:
+    """The top-level packages in memory after ``module`` was imported."""
+    code = f"import {module}, sys; print(*sorted(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["service.app", "service.__main__"])
+def test_the_service_loads_neither_torch_nor_training(module: str) -> None:
+    assert not loaded_by(module) & {*HEAVY, "training"}
+
+
+@pytest.mark.parametrize("module", ["service.scoring", "service.contract.store"])
+def test_the_core_loads_nothing_of_the_web(module: str) -> None:
+    assert not loaded_by(module) & {*WEB, *HEAVY, "training", "service.app", "service.settings"}
+
+
+def test_training_loads_nothing_of_the_web() -> None:
+    pytest.importorskip("torch")
+    loaded = loaded_by("training.__main__")
+    assert not loaded & {"fastapi", "starlette", "uvicorn", "prometheus_client"}
+    assert not loaded & {"service.app", "service.routes", "service.catalog", "service.settings"}

@@ -1,0 +1,133 @@
+"""The command line as people use it: mistakes, Ctrl-C, resuming."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from service.contract import store
+from service.contract.errors import InvalidInput
+from training import publish as publishing
+from training.__main__ import app
+
+FAST = ["channels=[4,8]", "latent=16", "pretrain_epochs=1", "batch_size=32"]
+
+
+def arguments(images: Path, root: Path, *more: str, epochs: int = 2) -> list[str]:
+    settings = [f"--set=model.{s}" for s in [*FAST, f"epochs={epochs}"]]
+    return [
+        *("fit", "--family=iae_lstm_kl", f"--images={images}", "--name=parts", "--size=16"),
+        *("--quiet", f"--runs={root / 'runs'}", f"--models={root / 'models'}", *settings, *more),
+    ]
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "training", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_ctrl_c_keeps_the_checkpoint_and_resume_ends_as_if_never_interrupted(
+    digit_folder: Path, tmp_path: Path
+) -> None:
+    epochs = 60
+    process = start(arguments(digit_folder, tmp_path, "--no-publish", epochs=epochs))
+    checkpoint = tmp_path / "runs" / "parts" / "joint.ckpt"
+    for _ in range(600):
+        if checkpoint.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "--resume" in output
+    assert checkpoint.exists()
+
+    resumed = arguments(digit_folder, tmp_path, "--no-publish", "--resume", epochs=epochs)
+    assert CliRunner().invoke(app, resumed, catch_exceptions=False).exit_code == 0
+    whole = arguments(digit_folder, tmp_path / "whole", "--no-publish", epochs=epochs)
+    assert CliRunner().invoke(app, whole, catch_exceptions=False).exit_code == 0
+    mine, theirs = (
+        torch.load(root / "runs" / "parts" / "joint.done.pt", weights_only=True)
+        for root in (tmp_path, tmp_path / "whole")
+    )
+    for name, value in mine.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_an_existing_run_is_not_overwritten_unless_told(digit_folder: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    first = arguments(digit_folder, tmp_path, "--no-publish")
+    assert runner.invoke(app, first, catch_exceptions=False).exit_code == 0
+    again = runner.invoke(app, first)
+    assert again.exit_code != 0
+    assert "--resume" in again.output
+    other = runner.invoke(app, arguments(digit_folder, tmp_path, "--resume", epochs=3))
+    assert other.exit_code != 0
+    assert "--restart" in other.output
+
+
+def test_an_interrupted_publish_leaves_no_half_version(
+    digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(publishing, "write_card", interrupted)
+    result = CliRunner().invoke(app, arguments(digit_folder, tmp_path))
+    assert result.exit_code != 0
+    assert store.names(tmp_path / "models") == []
+    assert [p for p in (tmp_path / "models").rglob("*") if p.is_file()] == []
+
+
+def test_publishing_again_makes_the_next_version_and_leaves_the_first(
+    digit_folder: Path, tmp_path: Path
+) -> None:
+    runner, models = CliRunner(), tmp_path / "models"
+    assert runner.invoke(app, arguments(digit_folder, tmp_path), catch_exceptions=False).exit_code == 0
+    before = store.open_artifact(models, "parts", 1).digest
+    run = tmp_path / "runs" / "parts"
+    again = ["publish", str(run), f"--models={models}", "--quiet"]
+    assert runner.invoke(app, again, catch_exceptions=False).exit_code == 0
+    assert store.versions(models, "parts") == [1, 2]
+    assert store.open_artifact(models, "parts", 1).digest == before
+    assert store.read_active(models).image == "parts/2"
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["fit"], "--images and --name"),
+        (["fit", "no-such.toml"], "no-such.toml: cannot be read"),
+        (["fit", "--images=nowhere", "--name=x"], "no such folder"),
+        (["fit", "--images=.", "--name=Not Allowed"], "lower case"),
+        (["fit", "--images=.", "--name=x", "--family=nope"], "known are diffusion"),
+        (["fit", "--images=.", "--name=x", "--set=model.nope=1"], "nope"),
+        (["fit", "--images=.", "--name=x", "--set=oops"], "KEY=VALUE"),
+        (["publish", "nowhere"], "not a run folder"),
+        (["evaluate", "nope", "--models=nowhere"], "there are: none"),
+    ],
+)
+def test_a_mistake_is_named(command: list[str], expected: str) -> None:
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code != 0
+    said = result.output if result.exception is None else f"{result.output} {result.exception}"
+    assert expected in " ".join(said.replace("│", " ").split())
+
+
+def test_a_toml_with_an_unknown_member_is_refused_by_name(tmp_path: Path) -> None:
+    config = tmp_path / "a.toml"
+    config.write_text('name = "a"\nfamily = "nln"\nsede = 3\n[data]\nname = "mnist"\n')
+    result = CliRunner().invoke(app, ["fit", str(config)])
+    assert isinstance(result.exception, InvalidInput)
+    assert "sede" in str(result.exception)
