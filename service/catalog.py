@@ -203,7 +203,8 @@ class Catalog:
             return replace(entry, status="failed", reason=str(error), manifest=manifest)
         except Exception as error:  # one broken artifact must not take the others down
             log.exception("%s/%d not loaded", entry.name, entry.version)
-            reason = f"{type(error).__name__} while loading; see the log"
+            where = self._root / entry.name / str(entry.version)
+            reason = f"{where}: {type(error).__name__} while loading: {error}"
             return replace(entry, status="failed", reason=reason, manifest=manifest)
         log.info("%s/%d ready", entry.name, entry.version)
         return replace(entry, status="ready", manifest=manifest, scorer=scorer)

@@ -57,7 +57,13 @@ class Scorer:
             ArtifactCorrupt: a file is not what it should be; the message names it.
         """
         manifest = artifact.manifest
-        calibration = Calibration(artifact.arrays(CALIBRATION)["scores"])
+        arrays = artifact.arrays(CALIBRATION)
+        try:
+            calibration = Calibration(arrays["scores"])
+        except KeyError as error:
+            raise ArtifactCorrupt(f"{artifact.path / CALIBRATION}: lacks {error}") from error
+        except ArtifactCorrupt as error:
+            raise ArtifactCorrupt(f"{artifact.path / CALIBRATION}: {error}") from error
         if calibration.n != manifest.calibration.n:
             raise ArtifactCorrupt(f"{artifact.path / CALIBRATION}: n differs from the manifest's")
         return cls(manifest, open_detector(artifact, runtime), calibration, artifact.digest)

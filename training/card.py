@@ -44,6 +44,16 @@ def write_card(
         config: the training configuration as a plain dict.
     """
     pictures = draw_pictures(folder, evaluation)
+    (folder / CARD).write_text(card_text(manifest, evaluation, config, pictures))
+
+
+def card_text(
+    manifest: Manifest,
+    evaluation: Evaluation,
+    config: Mapping[str, Any],
+    pictures: Sequence[str] = (),
+) -> str:
+    """The card in Markdown; ``pictures`` are names of files beside it."""
     sections = [
         _top(manifest, evaluation),
         _use(manifest, evaluation),
@@ -56,7 +66,7 @@ def write_card(
         selection(manifest.params),
         _origin(manifest, config),
     ]
-    (folder / CARD).write_text("\n\n".join(filter(None, sections)) + "\n")
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def _top(manifest: Manifest, evaluation: Evaluation) -> str:
@@ -122,6 +132,8 @@ def _use(manifest: Manifest, evaluation: Evaluation) -> str:
 
 
 def _pictures(names: Sequence[str], evaluation: Evaluation) -> str:
+    if not names:
+        return ""
     examples = (
         "Normal items from a typical one to the highest-scoring one, then anomalies from a "
         "high-scoring one to the lowest-scoring one: the last of each kind is the worst failure. "

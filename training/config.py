@@ -180,7 +180,7 @@ def _prepare_series(
             f"no scorable window of {spec.min_rows} rows in the "
             f"{'validation' if len(train) else 'training'} split of {data.source.name}"
         )
-    synthetic = synthetic_series_anomalies(validation, config.seed)
+    synthetic, _ = synthetic_series_anomalies(validation, config.seed)
     return spec, PreparedData(spec, train, validation, synthetic)
 
 

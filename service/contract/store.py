@@ -9,10 +9,12 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -67,9 +69,18 @@ class Artifact:
         """
         path = self.file(name)
         try:
-            with np.load(path, allow_pickle=False) as npz:
+            # opened here: numpy leaves a broken archive open
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as npz:
                 return {key: npz[key] for key in npz.files}
-        except (OSError, ValueError, EOFError, KeyError) as error:
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            KeyError,
+            TypeError,
+            BadZipFile,
+            zlib.error,
+        ) as error:
             raise ArtifactCorrupt(f"{path}: not a readable npz file ({error})") from error
 
 

@@ -52,7 +52,7 @@ class DiffusionParams(Params):
     """Which score is computed; the other members describe how the arrays came about."""
 
     variant: ScoreVariant
-    ts: tuple[int, ...] = Field(min_length=1)
+    ts: list[int] = Field(min_length=1)
     noises: int = Field(ge=1)
     t0: int = Field(ge=1)
     ddim_steps: int = Field(ge=1)

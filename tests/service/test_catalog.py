@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,7 @@ def test_a_graph_of_another_model_fails_the_self_test(start: Start, tmp_path: Pa
         ("score.onnx", b"not a graph", "score.onnx"),
         ("calibration.npz", b"not an archive", "calibration.npz"),
         ("golden.npz", b"", "golden.npz"),
+        ("golden.npz", b"PK\x03\x04 and then nothing", "golden.npz"),
     ],
 )
 def test_a_foreign_file_with_a_right_digest_is_refused_by_name(
@@ -126,17 +129,20 @@ def test_a_foreign_file_with_a_right_digest_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    "arrays",
-    [{}, {"scores": np.array([])}, {"scores": np.array([2.0, 1.0])}, {"other": np.ones(3)}],
+    ("name", "scores"),
+    [("scores", []), ("scores", [2.0, 1.0]), ("scores", [1.0, 2.0]), ("other", [1.0, 2.0])],
 )
 def test_a_calibration_of_another_form_is_refused(
-    start: Start, tmp_path: Path, arrays: dict[str, np.ndarray]
+    start: Start, tmp_path: Path, name: str, scores: list[float]
 ) -> None:
     folder = two(tmp_path)
-    np.savez(folder / store.CALIBRATION, **arrays)
+    with zipfile.ZipFile(folder / store.CALIBRATION, "w") as archive:
+        array = BytesIO()
+        np.save(array, np.array(scores))
+        archive.writestr(f"{name}.npy", array.getvalue())
     redigest(folder)
     client = start(tmp_path)
-    refused(client.get("/readyz"), 503, "bad/1")
+    refused(client.get("/readyz"), 503, "bad/1/calibration.npz")
     assert score(client) == 200
 
 

@@ -26,12 +26,13 @@ def test_a_request_id_is_taken_over_and_echoed_in_header_and_body(client: TestCl
     assert response.headers["X-Request-ID"] == response.json()["request_id"] == "part-17/a"
 
 
-@pytest.mark.parametrize("bad", ["", "a b", "x" * 129, "größe".encode()])
+@pytest.mark.parametrize("bad", ["", "a b", "x" * 129, "größe"])
 def test_a_request_id_that_is_unprintable_or_too_long_is_replaced(
-    client: TestClient, bad: str | bytes
+    client: TestClient, bad: str
 ) -> None:
-    first = client.get("/livez", headers={"X-Request-ID": bad}).headers["X-Request-ID"]
-    second = client.get("/livez", headers={"X-Request-ID": bad}).headers["X-Request-ID"]
+    headers = {b"X-Request-ID": bad.encode()}
+    first = client.get("/livez", headers=headers).headers["X-Request-ID"]
+    second = client.get("/livez", headers=headers).headers["X-Request-ID"]
     assert re.fullmatch("[0-9a-f]{32}", first)
     assert first != second
 

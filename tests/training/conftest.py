@@ -20,24 +20,22 @@ QUICK = {
     "diffusion": [
         *(
             "vq_steps=60",
-            "unet_steps=120",
+            "unet_steps=100",
             "vq_batch=32",
             "unet_batch=32",
-            "pairs=48",
-            "samples=32",
+            "pairs=32",
+            "samples=16",
         ),
-        *("classifier_steps=10", "sample_steps=4", "selection_items=60", "ddim_steps=2"),
+        *("classifier_steps=8", "sample_steps=3", "selection_items=40", "ddim_steps=2", "starts=1"),
+        *("ts=[200, 400]", "noises=1", "classifier_width=8"),
     ],
     "iae_lstm_kl": [
-        "channels=[8,16]",
-        "latent=32",
-        "pretrain_epochs=3",
-        "epochs=4",
-        "batch_size=64",
+        *("channels=[8, 16]", "latent=32", "pretrain_epochs=3", "epochs=4", "batch_size=64"),
         "learning_rate=1e-3",
     ],
     "nln": ["steps=120", "latent=16", "width=16"],
 }
+SIZE = {"diffusion": 16, "iae_lstm_kl": 32, "nln": 32}
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,9 @@ def test_publishing_again_makes_the_next_version_and_leaves_the_first(
     digit_folder: Path, tmp_path: Path
 ) -> None:
     runner, models = CliRunner(), tmp_path / "models"
-    assert runner.invoke(app, arguments(digit_folder, tmp_path), catch_exceptions=False).exit_code == 0
+    assert (
+        runner.invoke(app, arguments(digit_folder, tmp_path), catch_exceptions=False).exit_code == 0
+    )
     before = store.open_artifact(models, "parts", 1).digest
     run = tmp_path / "runs" / "parts"
     again = ["publish", str(run), f"--models={models}", "--quiet"]

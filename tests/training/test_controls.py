@@ -25,7 +25,10 @@ def windows(n: int, seed: int, length: int = 12) -> np.ndarray:
 
 def test_every_control_is_described() -> None:
     images, _ = digit_images()
-    names = {*image_controls(images[:50], images[:5]), *series_controls(windows(50, 0), windows(5, 1))}
+    names = {
+        *image_controls(images[:50], images[:5]),
+        *series_controls(windows(50, 0), windows(5, 1)),
+    }
     assert names == set(CONTROLS)
 
 

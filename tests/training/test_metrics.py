@@ -14,9 +14,9 @@ from training.metrics import (
 )
 from training.pixel_metrics import pixel_metrics
 
-LABELLED = st.lists(
-    st.tuples(st.integers(-50, 50), st.booleans()), min_size=4, max_size=40
-).filter(lambda items: 0 < sum(anomalous for _, anomalous in items) < len(items))
+LABELLED = st.lists(st.tuples(st.integers(-50, 50), st.booleans()), min_size=4, max_size=40).filter(
+    lambda items: 0 < sum(anomalous for _, anomalous in items) < len(items)
+)
 
 
 def arrays(items: list[tuple[int, bool]]) -> tuple[np.ndarray, np.ndarray]:

@@ -255,11 +255,17 @@ def _cabinets(x: dict[str, Signal], environment: Signal, rng: np.random.Generato
         # ventilation holds the cabinets near 17 degC until frost, whatever the air outside
         ambient = 2.0 + 15.0 * expit((_lagged(environment, 60) + 2.0) / 0.8)
         cabinet, heating = _thermostat(ambient, float(rng.uniform(38, 42)), rng)
-        x[f"pitch{blade}_ng5_tmp"] = cabinet + 0.05 * rng.normal(size=n)
+        x[f"pitch{blade}_ng5_tmp"] = _mean_of_whole(cabinet)
         nacelle += 0.5 * _lagged(heating, 8)
         mean = 0.3 + 0.2 * _wander(n, 2 * DAY, rng)
         x[f"pitch{blade}_ng5_DC"] = mean + 0.42 * _wander(n, 0.4, rng)
     x["int_tmp"] = nacelle + 0.05 * _wander(n, 3, rng)
+
+
+def _mean_of_whole(x: Signal) -> Signal:
+    """Minute means of a sensor that reads whole numbers: they stand still between two steps."""
+    whole = np.floor(x)
+    return np.asarray(whole + ndtr((x - whole - 0.5) / 0.2))
 
 
 def _thermostat(ambient: Signal, tau_min: float, rng: np.random.Generator) -> tuple[Signal, Signal]:

@@ -93,6 +93,17 @@ def test_inside_is_warmer_than_outside_and_lags(season: list[Recording]) -> None
     assert np.diff(inside).std() < np.diff(outside).std()
 
 
+@pytest.mark.parametrize(
+    "name", ["pitch1_angle", "pitch1_speed", "pitch1_moto_tmp", "acc_y", "pitch1_ng5_tmp"]
+)
+def test_channels_that_stand_still_for_half_an_hour_in_the_excerpts_can_do_so(
+    season: list[Recording], name: str
+) -> None:
+    x = of(season[:10], name)
+    view = np.lib.stride_tricks.sliding_window_view(x, 36)
+    assert (np.ptp(view, axis=1) < 1e-9).any(), "else a real window would be refused as stuck"
+
+
 def test_ice_costs_power_and_speed_and_shakes_only_while_it_is_there() -> None:
     seed = next(s for s in range(50) if draw_icing(2, s, 1))
     episode = draw_icing(2, seed, 1)[0]

@@ -1,5 +1,6 @@
 """The diffusion family end to end on small images of real digits, and its parts by arithmetic."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,9 +178,11 @@ def test_a_second_fit_in_the_same_run_folder_trains_nothing_and_gives_the_same_m
 
 
 def test_without_synthetic_anomalies_the_one_shot_error_is_the_score(
-    fitted: Fitted, data: PreparedData
+    fitted: Fitted, data: PreparedData, tmp_path: Path
 ) -> None:
-    run = Run(fitted.run.folder, seed=0, accelerator="cpu", progress=False)
+    folder = tmp_path / "run"
+    shutil.copytree(fitted.run.folder, folder, ignore=shutil.ignore_patterns("selection.json"))
+    run = Run(folder, seed=0, accelerator="cpu", progress=False)
     unselected = PreparedData(SPEC, data.train, data.validation)
     model = Diffusion().fit(CONFIG, unselected, run)
     assert model.variant == "one_shot"

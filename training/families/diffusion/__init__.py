@@ -22,6 +22,7 @@ reconstruction and scores in torch.
 """
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -121,7 +122,7 @@ class Diffusion:
         np.savez(folder / ARRAYS, allow_pickle=False, **dataclasses.asdict(chain))
         return DiffusionParams(
             variant=model.variant,
-            ts=c.ts,
+            ts=list(c.ts),
             noises=c.noises,
             t0=c.t0,
             ddim_steps=c.ddim_steps,
@@ -141,25 +142,47 @@ class Diffusion:
 def _select(
     config: DiffusionConfig, nets: Networks, chain: Chain, data: PreparedData, run: Run
 ) -> FittedDiffusion:
-    """The errors' scale and the score variant, by validation normals and synthetic anomalies."""
+    """The errors' scale and the score variant, by validation normals and synthetic anomalies.
+
+    What was measured is kept as ``selection.json`` in the run folder.
+    """
+    path = run.folder / "selection.json"
+    if not path.exists():
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(_measure(config, nets, chain, data)) + "\n")
+        temporary.replace(path)
+    measured = json.loads(path.read_text())
+    chain = dataclasses.replace(
+        chain,
+        pair_mean=np.array(measured["pair_mean"]),
+        pair_std=np.array(measured["pair_std"]),
+    )
+    selection: dict[ScoreVariant, float] = measured["auroc"]
+    variant: ScoreVariant = "one_shot"
+    if config.variant != "auto":
+        variant = config.variant
+    elif selection:
+        variant = max(selection, key=lambda v: selection[v])
+    run.record(variant=variant, selection=selection)
+    return FittedDiffusion(config, nets, chain, variant, dict(selection))
+
+
+def _measure(
+    config: DiffusionConfig, nets: Networks, chain: Chain, data: PreparedData
+) -> dict[str, Any]:
+    """Mean and deviation of the pairs' errors, and each variant's AUROC, as plain numbers."""
     normal = data.validation[: config.selection_items]
     errors = pair_errors(nets, chain, normal)
-    chain = dataclasses.replace(
-        chain, pair_mean=errors.mean(axis=0), pair_std=np.maximum(errors.std(axis=0), 1e-12)
-    )
-    variants = tuple(v for v in VARIANTS if v != "classifier" or nets.classifier is not None)
-    variant: ScoreVariant = "one_shot" if config.variant == "auto" else config.variant
-    selection: dict[str, float] = {}
+    mean, std = errors.mean(axis=0), np.maximum(errors.std(axis=0), 1e-12)
+    measured: dict[str, Any] = {"pair_mean": mean.tolist(), "pair_std": std.tolist(), "auroc": {}}
     if data.synthetic is not None:
+        chain = dataclasses.replace(chain, pair_mean=mean, pair_std=std)
+        variants = tuple(v for v in VARIANTS if v != "classifier" or nets.classifier is not None)
         synthetic = data.synthetic[: config.selection_items]
         below = scores(nets, chain, variants, normal)[0]
         above = scores(nets, chain, variants, synthetic)[0]
         labels = np.repeat([0, 1], [len(normal), len(synthetic)])
-        selection = {
-            v: float(roc_auc_score(labels, np.concatenate([below[v], above[v]]))) for v in variants
-        }
-        if config.variant == "auto":
-            variant = max(variants, key=lambda v: selection[v])
-        run.record(selection=selection)
-    run.record(variant=variant)
-    return FittedDiffusion(config, nets, chain, variant, selection)
+        for v in variants:
+            auroc = roc_auc_score(labels, np.concatenate([below[v], above[v]]))
+            measured["auroc"][v] = float(auroc)
+    return measured
