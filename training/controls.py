@@ -20,11 +20,11 @@ from service.contract.preprocess import resize_uint8
 CONTROLS: dict[str, str] = {
     "thumbnail_1nn": "L2 distance of the 16 x 16 thumbnail to the nearest training thumbnail",
     "mean_image": "L2 distance to the mean of the training images",
-    "pca_reconstruction": "squared error of the reconstruction from the principal components of "
-    "the training images (95 % of the variance; 32 components for large images)",
-    "pca_spe": "squared prediction error of the window mean off the principal subspace (95 % of "
-    "the variance) of the training windows' means",
-    "pca_t2": "Hotelling's T2 of the window mean within that subspace",
+    "pca_reconstruction": "PCA: squared error of the reconstruction from the principal components "
+    "of the training images (95 % of the variance; 32 components for large images)",
+    "pca_spe": "PCA: squared prediction error of the window mean off the principal subspace (95 % "
+    "of the variance) of the training windows' means",
+    "pca_t2": "PCA: Hotelling's T2 of the window mean within that subspace",
     "window_z": "mean square of the window's mean and standard deviation per sensor, each "
     "standardised by the training windows",
 }

@@ -21,7 +21,7 @@ from training.evaluation import Evaluation, Example
 NORMAL, ANOMALOUS, CALIBRATION, MARK = "#0072B2", "#D55E00", "#8C8C8C", "#56B4E9"
 _CONTROL_LINES = (("#009E73", "--"), ("#CC79A7", "-."), ("#E69F00", ":"))
 _TEXT, _SMALL = 9.5, 8
-_ALL_BYTES, _CHART_BYTES = 395_000, 50_000
+_ALL_BYTES, _CHART_BYTES = 395_000, 65_000
 _NAME_LENGTH = 16
 
 

@@ -57,7 +57,7 @@ class DiffusionParams(Params):
     t0: int = Field(ge=1)
     ddim_steps: int = Field(ge=1)
     starts: int = Field(ge=1)
-    selection: dict[str, float] = Field(default_factory=dict)
+    selection: dict[ScoreVariant, float] = Field(default_factory=dict)
     """AUROC of each score variant on held-out normals against synthetic anomalies."""
 
 

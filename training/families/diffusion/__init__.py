@@ -66,7 +66,7 @@ class FittedDiffusion:
     nets: Networks
     chain: Chain
     variant: ScoreVariant
-    selection: dict[str, float]
+    selection: dict[ScoreVariant, float]
 
 
 class Diffusion:
@@ -164,7 +164,7 @@ def _select(
     elif selection:
         variant = max(selection, key=lambda v: selection[v])
     run.record(variant=variant, selection=selection)
-    return FittedDiffusion(config, nets, chain, variant, dict(selection))
+    return FittedDiffusion(config, nets, chain, variant, selection)
 
 
 def _measure(
