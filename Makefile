@@ -39,12 +39,12 @@ clean:  ## remove environments and caches; runs/ and models/ stay
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(SERVE)/.done: pyproject.toml
-	$(PYTHON) -m venv $(SERVE)
-	$(SERVE)/bin/python $(PIP) -e .[cpu]
+	$(PYTHON) -m venv $(SERVE) || { echo "install venv first: apt install python3-venv"; exit 1; }
+	$(SERVE)/bin/python $(PIP) --no-compile -e .[cpu]
 	touch $@
 
 $(DEV)/.done: pyproject.toml
-	$(PYTHON) -m venv $(DEV)
+	$(PYTHON) -m venv $(DEV) || { echo "install venv first: apt install python3-venv"; exit 1; }
 	$(DEV)/bin/python $(PIP) torch==2.13.0
 	$(DEV)/bin/python $(PIP) -e .[cpu,training,dev]
 	touch $@

@@ -6,6 +6,7 @@ import logging
 import warnings
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -31,9 +32,9 @@ def export_onnx(
             not taken for a constant).
         outputs: names of what it returns, in order.
         path: where to write.
-        half: store large weights as float16, widened on load; computing stays float32. Call
-            ``fold_batchnorm`` and ``round_to_half`` first, so that torch and the file hold the
-            same numbers (the exporter folds what is left, and would round the products).
+        half: store as float16, widened on load, each large weight that loses nothing by it;
+            computing stays float32. Call ``fold_batchnorm`` and ``round_to_half`` first: weights
+            that the exporter itself has to fold stay float32.
     """
     module.eval()
     log = logging.getLogger("torch.onnx")
@@ -110,11 +111,13 @@ def _store_half(model: onnx.ModelProto) -> None:
         if tensor.data_type != TensorProto.FLOAT:
             continue
         values = numpy_helper.to_array(tensor)
-        if values.size < _SMALLEST_HALF:
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if values.size < _SMALLEST_HALF or not np.array_equal(half.astype(np.float32), values):
             continue
         name = tensor.name
         graph.initializer.remove(tensor)
-        graph.initializer.append(numpy_helper.from_array(values.astype("float16"), f"{name}.half"))
+        graph.initializer.append(numpy_helper.from_array(half, f"{name}.half"))
         casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
     for node in reversed(casts):
         graph.node.insert(0, node)

@@ -108,7 +108,7 @@ def publish(
 
         say("golden examples")
         golden = golden_examples(scorer, data)
-        np.savez_compressed(folder / GOLDEN, **golden)
+        np.savez_compressed(folder / GOLDEN, allow_pickle=False, **golden)
         draft = draft.model_copy(
             update={
                 "metrics": metrics,

@@ -82,7 +82,7 @@ class ScoreNet(nn.Module):
         self.net = net
         self.series = series
         self.soft = soft
-        self.half = False
+        self.stored_half = False
         self.score: ScoreVariant = score
         self.selection: dict[str, float] = {}
         self.register_buffer("centre", torch.zeros(net.latent))
@@ -230,7 +230,7 @@ class IaeLstmKl:
         model = ScoreNet(net, series=series, soft=config.boundary == "soft", score=score)
         model.centre, model.radius = joint.centre, joint.radius
         fold_batchnorm(model.eval())
-        model.half = config.half
+        model.stored_half = config.half
         if config.half:
             round_to_half(model)
         self._scale_and_select(model, config, data)
@@ -260,7 +260,7 @@ class IaeLstmKl:
         synthetic = _parts(model, data.synthetic)
         for variant in VARIANTS:
             scores = [
-                model.combine(*torch.as_tensor(p, dtype=torch.float32), variant).numpy()
+                model.combine(torch.as_tensor(p[0]), torch.as_tensor(p[1]), variant).numpy()
                 for p in (normal, synthetic)
             ]
             labels = np.repeat([0, 1], [len(s) for s in scores])
@@ -271,7 +271,7 @@ class IaeLstmKl:
     def export(self, model: ScoreNet, data: PreparedData, folder: Path) -> IaeLstmKlParams:
         example = torch.as_tensor(data.validation[:2])
         outputs = ("score", "reconstruction")
-        export_onnx(model, {"x": example}, outputs, folder / GRAPH, half=model.half)
+        export_onnx(model, {"x": example}, outputs, folder / GRAPH, half=model.stored_half)
         return IaeLstmKlParams(
             score=model.score,
             boundary="soft" if model.soft else "hard",
@@ -298,4 +298,4 @@ def _in_batches(function: Any, x: np.ndarray, size: int = 256) -> list[Any]:
 
 def _parts(model: ScoreNet, x: np.ndarray) -> Float32[np.ndarray, "2 N"]:
     found = _in_batches(lambda b: torch.stack(model.parts(b)[:2]), x)
-    return cast("np.ndarray", torch.cat(found, dim=1).numpy())
+    return torch.cat(found, dim=1).numpy()

@@ -1,9 +1,9 @@
 """Convolutional autoencoders with one latent vector per image or patch, decoded into [0, 1].
 
-Source: Mesarcik et al., Improving novelty detection using the reconstructions of nearest neighbours,
-Array 2022, and its reference code: 2x2 kernels and max-pooling at 28 and 32 pixels, strided 4x4
-convolutions at 128 pixels. *Differs from the source in*: batch normalisation runs in its true
-training mode (the released training step never updates its statistics).
+Source: Mesarcik et al., Improving novelty detection using the reconstructions of nearest
+neighbours, Array 2022, and its reference code: 2x2 kernels and max-pooling at 28 and 32 pixels,
+strided 4x4 convolutions at 128 pixels. *Differs from the source in*: batch normalisation runs in its
+true training mode (the released training step never updates its statistics).
 """
 
 import torch
@@ -99,7 +99,8 @@ def _strided(shape: tuple[int, int, int], latent: int, width: int) -> Autoencode
         return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.LeakyReLU(0.2)]
 
     encoder = nn.Sequential(
-        *down(c, width), *down(width, width), *down(width, width), *keep(width, width),  # N D H/8 W/8
+        *down(c, width), *down(width, width),  # N D H/4 W/4
+        *down(width, width), *keep(width, width),  # N D H/8 W/8
         *down(width, 2 * width), *keep(2 * width, 2 * width), *keep(2 * width, 2 * width),
         *keep(2 * width, width),  # N D H/16 W/16
         nn.Conv2d(width, latent, hidden[1:]), nn.Flatten(),  # N Z
@@ -108,7 +109,8 @@ def _strided(shape: tuple[int, int, int], latent: int, width: int) -> Autoencode
         nn.Unflatten(1, (latent, 1, 1)), nn.ConvTranspose2d(latent, width, hidden[1:]),
         nn.LeakyReLU(0.2),  # N D H/16 W/16
         *keep(width, 2 * width), *keep(2 * width, 4 * width), *keep(4 * width, 2 * width),
-        *up(2 * width, width), *keep(width, width), *up(width, width), *up(width, width),  # N D H/2 W/2
+        *up(2 * width, width), *keep(width, width),  # N D H/8 W/8
+        *up(width, width), *up(width, width),  # N D H/2 W/2
         nn.ConvTranspose2d(width, c, 4, stride=2, padding=1),  # N C H W
     )  # fmt: skip
     return Autoencoder(encoder, decoder)

@@ -210,6 +210,12 @@ def test_an_image_size_that_cannot_be_halved_is_refused_by_its_numbers(tmp_path:
         Diffusion().fit(DiffusionConfig(), PreparedData(spec, x, x), run)
 
 
+@pytest.mark.parametrize(("side", "levels"), [(32, 3), (64, 3), (128, 4)])
+def test_larger_images_are_compressed_more_unless_told_otherwise(side: int, levels: int) -> None:
+    assert DiffusionConfig().for_size(side, side).levels == levels
+    assert DiffusionConfig(levels=2).for_size(side, side).levels == 2
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [

@@ -86,7 +86,7 @@ class Diffusion:
             InvalidInput: the image size cannot be halved as often as the config wants.
         """
         assert isinstance(data.spec, ImageInput)
-        config.check_size(*data.spec.shape[1:])
+        config = config.for_size(*data.spec.shape[1:])
         encoder, decoder = compression(config, data.train, run)
         denoiser = denoising(config, encoder, data.train, run)
         nets = Networks(encoder, denoiser, decoder, None)

@@ -16,7 +16,9 @@ class DiffusionConfig(FamilyConfig):
     """Hyperparameters; the defaults take about twenty minutes of one CPU core at 32 x 32."""
 
     preset: Preset = Field("cpu", description="widths of VQ model and U-Net")
-    levels: int = Field(3, ge=2, le=5, description="latent = image / 2^(levels-1): 3 for 32 px")
+    levels: int = Field(
+        0, ge=0, le=5, description="latent = image / 2^(levels-1); 0 = 3 up to 64 px, 4 beyond"
+    )
     latent_channels: int = Field(3, ge=1, le=16)
     codes: int = Field(512, ge=2, le=16384)
     vq_steps: int = Field(600, ge=1)
@@ -45,20 +47,22 @@ class DiffusionConfig(FamilyConfig):
     selection_items: int = Field(1000, ge=2, description="of each side, to choose the variant")
     half: bool = Field(True, description="store weights as float16")
 
-    def check_size(self, height: int, width: int) -> None:
-        """Nothing, where images of this size (padding included) can be halved often enough.
+    def for_size(self, height: int, width: int) -> Self:
+        """The same with ``levels`` settled for images of this size, padding included.
 
         Raises:
-            InvalidInput: they cannot.
+            InvalidInput: such images cannot be halved as often as VQ model and U-Net do.
         """
+        levels = self.levels or (3 if max(height, width) <= 64 else 4)
         deeper = len(UNET_SIZES[self.preset].widths) - 1
-        factor = 2 ** (self.levels - 1 + deeper)
+        factor = 2 ** (levels - 1 + deeper)
         if height % factor or width % factor:
             raise InvalidInput(
                 f"the model input (padding included) is {height} x {width}; with levels = "
-                f"{self.levels} and preset {self.preset!r} height and width must be multiples of "
+                f"{levels} and preset {self.preset!r} height and width must be multiples of "
                 f"{factor}: change [input] height, width or pad"
             )
+        return self.model_copy(update={"levels": levels})
 
     @model_validator(mode="after")
     def _parts_fit_each_other(self) -> Self:

@@ -1,0 +1,140 @@
+"""NLN, offline: an autoencoder of normal items, and a bank of their latents and decodings.
+
+The network is trained to reconstruct normal images (or random patches of them). The bank is a
+subset of the training items with their latents, their decodings and how far each is from its own
+neighbours. The few numbers of the score (alpha, gamma, which share of pixels and patches counts)
+are chosen on held-out normals against synthetic anomalies where the configuration leaves a choice.
+
+Source: Mesarcik et al., Array 2022; ``service.detectors.nln`` has the score and what differs.
+
+Modules: ``config``; ``training`` the loss; ``bank`` and its index; ``choice`` of the numbers.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import faiss
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from service.contract.errors import InvalidInput
+from service.contract.manifest import ImageInput
+from service.detectors.base import Detection
+from service.detectors.nln import BANK, DECODER, ENCODER, INDEX, LATENTS, TYPICAL, NlnParams
+from service.detectors.patches import Patches
+from training.export import export_onnx
+from training.families.base import FamilyConfig, PreparedData, Task
+from training.families.nln.bank import Bank, ExhaustiveIndex, NlnModel, build_bank, detector_of
+from training.families.nln.choice import choose
+from training.families.nln.config import NlnConfig, first_params
+from training.families.nln.training import Reconstruction
+from training.networks.autoencoder import Autoencoder, build_autoencoder
+from training.run import ArrayBatches, Run
+
+__all__ = ["Nln", "NlnConfig", "NlnModel"]
+
+
+class Nln:
+    """Nearest latent neighbours."""
+
+    Config: ClassVar[type[FamilyConfig]] = NlnConfig
+    tasks: ClassVar[frozenset[Task]] = frozenset({"image"})
+
+    def input_defaults(self, task: Task) -> dict[str, Any]:
+        """Values in [0, 1], as the decoder gives them."""
+        return {"contrast": "none"}
+
+    def fit(self, config: NlnConfig, data: PreparedData, run: Run) -> NlnModel:
+        """The fitted model.
+
+        Raises:
+            InvalidInput: too few images, or sizes and patches that do not fit.
+        """
+        spec = data.spec
+        assert isinstance(spec, ImageInput)
+        params = first_params(config, spec)
+        # K neighbours, one more for the weights, one whose own neighbours they are
+        least = config.neighbours + 2
+        if len(data.train) < least or len(data.validation) < 2:
+            raise InvalidInput(
+                f"{len(data.train)} training and {len(data.validation)} validation images are too "
+                f"few for {config.neighbours} neighbours; at least {least} and 2 are needed"
+            )
+        run.seed_everything("init")
+        network = build_autoencoder((spec.shape[0], *params.patch), config.latent, config.width)
+        _lay_out(network, torch.channels_last)  # nearly twice as fast on a CPU
+        whole = params.patch == spec.shape[1:]
+        images = config.batch_size if whole else max(2, config.batch_size // config.crops)
+        # the grain that scoring smooths away is nothing to spend latents on
+        train = _smoothed(data.train, params)
+        batches = ArrayBatches(train, batch_size=images, seed=run.seed)
+        epochs = max(1, round(config.steps / len(batches)))
+        module = Reconstruction(network, params, config, epochs * len(batches))
+        run.train_stage("autoencoder", module, batches, epochs)
+        _lay_out(network, torch.contiguous_format)
+        model = build_bank(network, params, config, data.train, run.seed)
+        return replace(model, params=choose(config, model, data))
+
+    def export(self, model: NlnModel, data: PreparedData, folder: Path) -> NlnParams:
+        """Encoder, index, latents, what is typical of them, and the decoded bank or the decoder."""
+        shape = (2, data.spec.shape[0], *model.params.patch)
+        export_onnx(_Encoder(model.network), {"x": torch.rand(shape)}, ("z",), folder / ENCODER)
+        np.save(folder / LATENTS, model.bank.latents)
+        np.save(folder / TYPICAL, model.bank.typical)
+        faiss.write_index(model.index, str(folder / INDEX))
+        if model.bank.decoded is not None:
+            np.save(folder / BANK, model.bank.decoded)
+        else:
+            latent = {"z": torch.zeros(2, model.params.latent)}
+            export_onnx(_Decoder(model.network), latent, ("x",), folder / DECODER)
+        return model.params
+
+    def reference_scores(
+        self, model: NlnModel, folder: Path, x: Float32[np.ndarray, "N C H W"]
+    ) -> Detection:
+        """Scores by the torch networks and an exhaustive search over the latents of ``folder``."""
+        latents = np.load(folder / LATENTS)
+        decoded = np.load(folder / BANK) if model.params.decoded == "bank" else None
+        exact = replace(
+            model,
+            bank=Bank(latents, np.load(folder / TYPICAL), decoded),
+            index=ExhaustiveIndex(torch.from_numpy(latents.astype(np.float32))),
+        )
+        detector = detector_of(exact, x.shape[1:])
+        size = detector.max_batch
+        parts = [detector.detect(x[i : i + size], maps=True) for i in range(0, len(x), size)]
+        maps = [part.maps for part in parts if part.maps is not None]
+        return Detection(np.concatenate([p.scores for p in parts]), np.concatenate(maps))
+
+
+class _Encoder(torch.nn.Module):
+    def __init__(self, network: Autoencoder) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.encode(x)
+
+
+class _Decoder(torch.nn.Module):
+    def __init__(self, network: Autoencoder) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.network.decode(z)
+
+
+def _smoothed(
+    train: Float32[np.ndarray, "N C H W"], params: NlnParams
+) -> Float32[np.ndarray, "N C H W"]:
+    channels, height, width = train.shape[1:]
+    shape = (channels, height, width)
+    return Patches(shape, params.patch, params.stride, params.blur).smooth(train)
+
+
+def _lay_out(network: Autoencoder, order: torch.memory_format) -> None:
+    network.to(memory_format=order)  # type: ignore[call-overload]  # missing in torch's stubs

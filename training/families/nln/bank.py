@@ -1,0 +1,209 @@
+"""The bank: which training items are kept, their latents and decodings, what is typical of each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64, UInt8
+from torch import Tensor
+
+from service.detectors.nln import NlnDetector, NlnParams, taper, to_levels
+from service.runtime import NeighbourIndex
+from training.families.nln.config import NlnConfig
+from training.networks.autoencoder import Autoencoder
+
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Training items as scoring sees them."""
+
+    latents: Float[np.ndarray, "B Z"]
+    typical: Float32[np.ndarray, "2 B"]
+    """Distance and error of each item to its own neighbours, over their medians."""
+    decoded: UInt8[np.ndarray, "B C h w"] | None
+    """None where they would be larger than wanted."""
+
+
+@dataclass(frozen=True)
+class NlnModel:
+    """A fitted model: network, bank, FAISS index and the numbers of the score."""
+
+    network: Autoencoder
+    bank: Bank
+    index: Any
+    params: NlnParams
+
+
+class ExhaustiveIndex:
+    """Every distance, one by one; in the place of a FAISS index."""
+
+    def __init__(self, latents: Float[Tensor, "B Z"]) -> None:
+        self.latents = latents
+        self.ntotal, self.d = latents.shape
+
+    def search(self, z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        mode = "donot_use_mm_for_euclid_dist"
+        distance = torch.cdist(torch.from_numpy(z), self.latents, compute_mode=mode)
+        found = distance.topk(k, largest=False)
+        return found.values.numpy(), found.indices.numpy()
+
+
+def detector_of(model: NlnModel, shape: tuple[int, ...]) -> NlnDetector:
+    """A detector whose networks run in torch; the score itself is the service's own code."""
+    bank = model.bank
+
+    def encode(x: np.ndarray) -> np.ndarray:
+        return _run(model.network.encode, x)
+
+    def decode(ids: np.ndarray) -> np.ndarray:
+        if bank.decoded is not None:
+            return np.asarray(bank.decoded[ids])
+        return _decode(model.network, bank.latents[ids, : model.params.latent])
+
+    channels, height, width = shape
+    return NlnDetector(
+        model.params,
+        (channels, height, width),
+        encode,
+        NeighbourIndex(model.index),
+        bank.latents,
+        bank.typical,
+        decode,
+    )
+
+
+def build_bank(
+    network: Autoencoder,
+    params: NlnParams,
+    config: NlnConfig,
+    train: Float32[np.ndarray, "N C H W"],
+    seed: int,
+) -> NlnModel:
+    """The model of a subset of the training items (and mirrored ones, where training had them)."""
+    copies = [train, train[..., ::-1], train[..., ::-1, :]] if config.flips else [train]
+    nothing = Bank(np.empty((0, 0)), np.empty((2, 0), np.float32), None)
+    blank = NlnModel(network, nothing, ExhaustiveIndex(torch.empty(0, 1)), params)
+    cutter = detector_of(blank, train.shape[1:])
+    count = len(cutter.patches)
+    every = np.concatenate(
+        [
+            cutter.embed(cutter.patches.cut(np.ascontiguousarray(part[i : i + 64])))
+            for part in copies
+            for i in range(0, len(part), 64)
+        ]
+    )
+    kept = _subset(every, min(config.bank_items, len(every)), config.bank_choice, seed)
+    latents = every[kept].astype(np.float16)
+    cells = latents.shape[0] * train.shape[1] * params.patch_height * params.patch_width
+    in_bank = cells <= config.max_bank_mb * 2**20
+    decoded = _decode(network, latents[:, : config.latent]) if in_bank else None
+    index, kind = build_index(latents, config)
+    bank = Bank(latents, np.ones((2, len(kept)), np.float32), decoded)
+    params = params.model_copy(update={"index": kind, "decoded": "bank" if in_bank else "decoder"})
+    model = NlnModel(network, bank, index, params)
+
+    def originals(rows: Int64[np.ndarray, " J"]) -> Float32[np.ndarray, "J C h w"]:
+        image, place = np.divmod(kept[rows], count)
+        parts = []
+        for i, p in zip(image, place, strict=True):
+            one = np.ascontiguousarray(copies[i // len(train)][i % len(train)][None])
+            parts.append(cutter.patches.cut(one)[p])
+        return np.stack(parts)
+
+    typical = typical_of(model, train.shape[1:], kept // count % len(train), originals)
+    return replace(model, bank=replace(bank, typical=typical))
+
+
+def typical_of(
+    model: NlnModel,
+    shape: tuple[int, ...],
+    owner: Int64[np.ndarray, " B"],
+    originals: Callable[[Int64[np.ndarray, " J"]], Float32[np.ndarray, "J C h w"]],
+) -> Float32[np.ndarray, "2 B"]:
+    """Distance and error of each bank item to its neighbours of *other* images, over their medians.
+
+    Values below a tenth (duplicates among the training items) count as a tenth.
+    """
+    z = model.bank.latents.astype(np.float32)
+    norm = np.square(z).sum(axis=1)
+    k = min(model.params.neighbours, len(np.unique(owner)) - 2)
+    if k < 1:
+        return np.ones((2, len(z)), dtype=np.float32)
+    detector = detector_of(model, shape)
+    found = np.empty((2, len(z)), dtype=np.float32)
+    for i in range(0, len(z), _CHUNK):
+        rows = np.arange(i, min(i + _CHUNK, len(z)))
+        square = norm[rows, None] + norm[None] - 2 * z[rows] @ z.T
+        square[owner[rows, None] == owner[None]] = np.inf
+        ids = np.argpartition(square, k, axis=1)[:, : k + 1]
+        distance = np.sqrt(np.maximum(np.take_along_axis(square, ids, axis=1), 0)).astype(float)
+        order = np.argsort(distance, axis=1)
+        ids = np.take_along_axis(ids, order, axis=1)[:, :k]
+        distance = np.take_along_axis(distance, order, axis=1)
+        weight = taper(distance)
+        found[0, rows] = (weight * distance[:, :k]).sum(axis=1)
+        found[1, rows] = detector.error(originals(rows), ids, weight).mean(axis=(1, 2))
+    median = np.maximum(np.median(found, axis=1, keepdims=True), 1e-12)
+    return np.maximum(found / median, 0.1).astype(np.float32)
+
+
+def build_index(
+    latents: Float[np.ndarray, "B Z"], config: NlnConfig
+) -> tuple[Any, Literal["flat", "hnsw", "ivfpq"]]:
+    """An exact index of half-precision latents; HNSW or IVF-PQ where there are very many."""
+    n, z = latents.shape
+    half: Any = faiss.ScalarQuantizer.QT_fp16
+    kind: Literal["flat", "hnsw", "ivfpq"]
+    index: Any
+    if n <= config.flat_up_to:
+        index, kind = faiss.IndexScalarQuantizer(z, half, faiss.METRIC_L2), "flat"
+    elif n <= config.hnsw_up_to:
+        index, kind = faiss.IndexHNSWSQ(z, half, 32), "hnsw"
+        index.hnsw.efConstruction, index.hnsw.efSearch = 80, 128
+    else:
+        bits = 8 if n >= 39 * 256 else 4
+        parts = max(m for m in range(1, min(z, 64) + 1) if z % m == 0)
+        lists = max(1, min(n // 39, round(4 * n**0.5)))
+        coarse = faiss.IndexFlatL2(z)
+        index, kind = faiss.IndexIVFPQ(coarse, z, lists, parts, bits), "ivfpq"
+        index.nprobe = min(lists, 32)
+    rows = np.ascontiguousarray(latents, dtype=np.float32)
+    index.train(rows)
+    index.add(rows)
+    return index, kind
+
+
+def _subset(
+    every: Float32[np.ndarray, "A Z"], count: int, how: Literal["random", "k_centre"], seed: int
+) -> Int64[np.ndarray, " B"]:
+    rng = np.random.default_rng(seed)
+    if how == "random" or count == len(every):
+        return np.sort(rng.permutation(len(every))[:count])
+    far = np.full(len(every), np.inf, dtype=np.float32)
+    norm = np.square(every).sum(axis=1)
+    kept = np.empty(count, dtype=np.int64)
+    last = int(rng.integers(len(every)))
+    for i in range(count):
+        kept[i] = last
+        np.minimum(far, norm + norm[last] - 2 * (every @ every[last]), out=far)
+        far[last] = -np.inf
+        last = int(far.argmax())
+    return np.sort(kept)
+
+
+def _decode(network: Autoencoder, latents: np.ndarray) -> UInt8[np.ndarray, "J C h w"]:
+    rows = latents.astype(np.float32)
+    parts = [
+        to_levels(_run(network.decode, rows[i : i + _CHUNK])) for i in range(0, len(rows), _CHUNK)
+    ]
+    return np.concatenate(parts)
+
+
+def _run(function: Callable[[Tensor], Tensor], x: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return np.asarray(function(torch.from_numpy(np.ascontiguousarray(x))).numpy())
