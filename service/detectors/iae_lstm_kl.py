@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, Self
 
 import numpy as np
 from jaxtyping import Float32
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from service.contract.errors import ArtifactIncompatible
 from service.contract.manifest import ImageInput
@@ -31,7 +31,7 @@ class IaeLstmKlParams(Params):
     boundary: Literal["hard", "soft"]
     latent: int
     radius: float
-    selection: dict[str, float] = {}
+    selection: dict[str, float] = Field(default_factory=dict)
     """AUROC of each score variant on held-out normals against synthetic anomalies."""
 
 

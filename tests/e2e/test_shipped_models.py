@@ -98,10 +98,7 @@ def test_same_bytes_same_score_on_one_or_two_threads_and_after_a_restart(
         scorer = scorer_of(name, threads)
         spec = scorer.image_input
         x = np.stack(
-            [
-                prepare_image(spec, to_uint8(Image.open(file), spec.channels))
-                for file in IMAGE_FILES
-            ]
+            [prepare_image(spec, to_uint8(Image.open(file), spec.channels)) for file in IMAGE_FILES]
         )
         np.testing.assert_allclose(scorer.score(x).raw, np.array(served), rtol=1e-5, atol=1e-5)
 

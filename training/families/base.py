@@ -45,7 +45,8 @@ class Family(Protocol):
 
     def input_defaults(self, task: Task) -> dict[str, Any]:
         """The family's own members of ``ImageInput`` / ``SeriesInput`` (contrast, mean, std, resize
-        for images; smoothing, window for series), used where a TOML's ``[input]`` is silent."""
+        for images; smoothing, window for series), used where a TOML's ``[input]`` is silent.
+        """
         ...
 
     def fit(self, config: Any, data: PreparedData, run: Run) -> Any:
@@ -61,5 +62,6 @@ class Family(Protocol):
     ) -> Detection:
         """Scores and maps of prepared inputs by torch in float32, against which the exported files
         are checked. Arrays that are data (bank, noise) are read from ``folder``; networks run in
-        torch."""
+        torch.
+        """
         ...

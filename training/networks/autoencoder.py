@@ -2,8 +2,8 @@
 
 Source: Mesarcik et al., Improving novelty detection using the reconstructions of nearest
 neighbours, Array 2022, and its reference code: 2x2 kernels and max-pooling at 28 and 32 pixels,
-strided 4x4 convolutions at 128 pixels. *Differs from the source in*: batch normalisation runs in its
-true training mode (the released training step never updates its statistics).
+strided 4x4 convolutions at 128 pixels. *Differs from the source in*: batch normalisation runs in
+its true training mode (the released training step never updates its statistics).
 """
 
 import torch

@@ -175,7 +175,7 @@ def test_the_setting_that_finds_synthetic_anomalies_best_is_taken(
     odd = np.clip(digit_data.validation + 0.5, 0, 1).astype(np.float32)
     data = PreparedData(DIGIT_INPUT, digit_data.train, digit_data.validation, odd)
     params = choose(config, digit_model, data)
-    assert len(params.selection) == 6
+    assert len(params.selection) == 12
     best = max(params.selection, key=lambda row: row.auroc)
     assert (params.alpha, params.gamma) == (best.alpha, best.gamma)
     scores = detector_of(replace(digit_model, params=params), (1, 8, 8)).detect
@@ -218,11 +218,20 @@ def test_a_lonely_item_of_the_bank_is_known_as_such(digit_model: NlnModel) -> No
     assert own[0, 20] > 20
     assert own[1, 20] > 20
     assert np.median(own, axis=1) == pytest.approx([1, 1])
-    # patches of one image do not keep each other company
-    pairs = typical_of(
-        model, (1, 8, 8), np.arange(21) // 10, lambda rows: np.ascontiguousarray(images[rows])
-    )
-    assert pairs[0, 5] > own[0, 5]
+
+
+def test_patches_of_one_image_keep_each_other_no_company(digit_model: NlnModel) -> None:
+    z = np.concatenate([np.linspace(0, 1, 20), np.full(4, 0.5)]).astype(np.float16)[:, None]
+    images = np.broadcast_to(z[:, :, None, None].astype(np.float32), (24, 1, 8, 8))
+    bank = Bank(z, np.ones((2, 24), np.float32), (images * 255).astype(np.uint8))
+    model = replace(digit_model, bank=bank, index=faiss.IndexFlatL2(1))
+
+    def of(owner: np.ndarray) -> np.ndarray:
+        return typical_of(model, (1, 8, 8), owner, lambda rows: np.ascontiguousarray(images[rows]))
+
+    twins = np.arange(20, 24)
+    np.testing.assert_allclose(of(np.arange(24))[0, twins], 0.1)
+    assert (of(np.minimum(np.arange(24), 20))[0, twins] > 0.3).all()
 
 
 def test_the_index_grows_from_exact_to_graph_to_quantised() -> None:

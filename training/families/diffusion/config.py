@@ -33,8 +33,12 @@ class DiffusionConfig(FamilyConfig):
     t0: int = Field(200, ge=1, lt=T, description="start of the partial diffusion")
     ddim_steps: int = Field(5, ge=1, le=100)
     starts: int = Field(2, ge=1, le=16, description="noises from t0 per image")
-    ts: tuple[int, ...] = Field((100, 200, 300, 400), min_length=1, description="times of one_shot")
-    noises: int = Field(2, ge=1, le=16, description="noises at each of ts")
+    ts: tuple[int, ...] = Field(
+        tuple(range(50, 601, 50)),
+        min_length=1,
+        description="times of one_shot; the default spread is that of Graham et al., not tuned",
+    )
+    noises: int = Field(1, ge=1, le=16, description="noises at each of ts")
     classifier: bool = True
     classifier_width: int = Field(16, ge=4, description="ResNet-18 has 64")
     classifier_steps: int = Field(300, ge=1)

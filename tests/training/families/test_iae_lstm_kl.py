@@ -1,0 +1,94 @@
+"""The hypersphere family: the gate step, the losses, any shape of window, both boundaries."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.contract.manifest import Column, SeriesInput
+from service.runtime import Runtime
+from training.families.base import PreparedData
+from training.families.iae_lstm_kl import IaeLstmKl, IaeLstmKlConfig, centre_of, kl_to_normal
+from training.networks.hypersphere import Gates, HypersphereNet
+from training.run import Run
+
+SMALL = {"channels": (4, 8), "latent": 16, "pretrain_epochs": 2, "epochs": 4, "batch_size": 32}
+
+
+def test_the_gates_are_one_lstm_step_from_a_zero_state() -> None:
+    torch.manual_seed(0)
+    lstm = torch.nn.LSTM(6, 6)
+    gates = Gates(6)
+    w_i, _, w_g, w_o = lstm.weight_ih_l0.chunk(4)
+    b_i, _, b_g, b_o = (lstm.bias_ih_l0 + lstm.bias_hh_l0).chunk(4)
+    for gate, w, b in ((gates.i, w_i, b_i), (gates.g, w_g, b_g), (gates.o, w_o, b_o)):
+        gate[0].weight.data, gate[0].bias.data = w.data, b.data
+    x = torch.randn(5, 6)
+    each_alone = torch.cat([lstm(row[None, None])[0][0] for row in x])
+    torch.testing.assert_close(gates(x), each_alone)
+
+
+@given(height=st.integers(8, 70), width=st.integers(2, 60))
+@settings(max_examples=12)
+def test_windows_of_any_length_and_number_of_columns_are_reconstructed_in_their_size(
+    height: int, width: int
+) -> None:
+    net = HypersphereNet((1, height, width), (2, 4), latent=8).eval()
+    with torch.no_grad():
+        z, x_hat = net(torch.zeros(2, 1, height, width))
+    assert z.shape == (2, net.latent)
+    assert x_hat.shape == (2, 1, height, width)
+
+
+def test_the_moment_kl_is_smallest_for_a_standard_normal_batch() -> None:
+    z = torch.randn(5000, 4, generator=torch.Generator().manual_seed(0))
+    normal = kl_to_normal(z, "moment")
+    assert float(normal) < 0.01
+    for other in (z + 1, z * 0.1, z * 3):
+        assert kl_to_normal(other, "moment") > 10 * normal
+
+
+def test_no_coordinate_of_the_centre_is_nearly_zero() -> None:
+    z = torch.tensor([[0.05, -0.01, 0.0, 2.0]]).repeat(3, 1)
+    torch.testing.assert_close(centre_of(z), torch.tensor([0.1, -0.1, 0.0, 2.0]))
+
+
+def waves(n: int, seed: int, *, broken: bool) -> np.ndarray:
+    """[n, 16, 3] windows of three sensors in step; one runs on its own where ``broken``."""
+    rng = np.random.default_rng(seed)
+    phase = rng.uniform(0, 2 * np.pi, (n, 1))
+    t = np.arange(16)[None] * 0.4
+    windows = np.stack([np.sin(phase + t), np.cos(phase + t), np.sin(phase + t + 1)], axis=2)
+    if broken:
+        windows[:, :, 2] = rng.normal(0, 3, (n, 16))
+    return (windows + rng.normal(0, 0.05, windows.shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("boundary", ["hard", "soft"])
+@pytest.mark.parametrize("score", ["svdd", "reconstruction", "combined"])
+def test_a_decoupled_sensor_scores_higher_and_is_blamed(
+    tmp_path: Path, boundary: str, score: str
+) -> None:
+    config = IaeLstmKlConfig(
+        **SMALL, boundary=boundary, score=score, learning_rate=3e-3, warm_up_epochs=2, nu=0.1
+    )
+    columns = [Column(name=f"s{d}", unit="", mean=0, std=1, low=-9, high=9) for d in range(3)]
+    spec = SeriesInput(columns=tuple(columns), period_s=1.0, window=16)
+    data = PreparedData(spec, waves(600, 0, broken=False), waves(80, 1, broken=False))
+    family = IaeLstmKl()
+    model = family.fit(config, data, Run(tmp_path / "run", progress=False))
+    params = family.export(model, data, tmp_path)
+    assert (params.radius > 0) == (boundary == "soft")
+
+    normal, broken = waves(60, 2, broken=False), waves(60, 3, broken=True)
+    low, high = (family.reference_scores(model, tmp_path, x) for x in (normal, broken))
+    assert np.mean(high.scores > np.median(low.scores)) > 0.7
+    assert high.maps is not None
+    assert int(np.abs(high.maps).sum(axis=(0, 1)).argmax()) == 2
+
+    exported = Runtime(threads=1).session(tmp_path / "score.onnx")
+    scores, _ = exported.run(["score", "reconstruction"], {"x": broken})
+    np.testing.assert_allclose(scores, high.scores, rtol=1e-4, atol=1e-4)
