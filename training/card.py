@@ -57,7 +57,7 @@ def card_text(
     sections = [
         _top(manifest, evaluation),
         _use(manifest, evaluation),
-        figures(manifest, evaluation),
+        figures(manifest, evaluation, str(config.get("seen", ""))),
         _pictures(pictures, evaluation),
         controls(evaluation),
         by_class(evaluation),

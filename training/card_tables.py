@@ -19,10 +19,11 @@ _FIGURES = {
     "iou": "IoU of the marked pixels",
     "parity": "parity of the exported files with torch",
 }
+NOTHING_SEEN = "Nothing was chosen on a test label."
 _TUNED = {True: "**tuned on test**", False: "no", None: "not stated"}
 
 
-def figures(manifest: Manifest, evaluation: Evaluation) -> str:
+def figures(manifest: Manifest, evaluation: Evaluation, seen: str = "") -> str:
     metrics = {k: m for k, m in manifest.metrics.items() if not k.startswith("false_alarm")}
     for name, metric in evaluation.metrics.items():
         if not name.startswith("false_alarm"):
@@ -35,7 +36,8 @@ def figures(manifest: Manifest, evaluation: Evaluation) -> str:
     return lines_of(
         "## Measured",
         "",
-        "Through the files that are served; nothing was chosen on a test label.",
+        "Through the files that are served. "
+        + (f"**Seen while settings were found**: {seen}." if seen else NOTHING_SEEN),
         "",
         *table(("figure", "value", "interval", "n", "on", "how"), rows),
     )
@@ -243,7 +245,7 @@ def selection(params: Mapping[str, Any]) -> str:
         "## How the score was chosen",
         "",
         "By the AUROC of held-out normal items (validation split) against synthetic anomalies made "
-        "from them; no test item was looked at.",
+        "from them, by no test item.",
         "",
         *table(
             (*names, "AUROC", ""),

@@ -46,6 +46,9 @@ class TrainConfig(BaseModel):
     model: dict[str, Any] = {}
     """Hyperparameters of the family."""
     calibration: CalibrationConfig = CalibrationConfig()
+    seen: str = ""
+    """What figures of the test split were seen while these settings were found; empty for none.
+    The card shows it."""
 
     @property
     def digest(self) -> str:

@@ -258,3 +258,13 @@ def test_a_card_of_a_series_says_what_windows_are(series: Scorer, of_series: Eva
 def test_a_series_without_anomalies_gets_a_card_too(series: Scorer) -> None:
     found = evaluate_series(series, series_data(recording(7)), n_boot=0)
     assert "**Synthetic anomalies.**" in text(series, found)
+
+
+def test_the_card_says_what_was_seen_of_the_test_split(
+    images: Scorer, of_images: Evaluation
+) -> None:
+    quiet = text(images, of_images)
+    told = text(images, of_images, config={"seen": "two designs were measured"})
+    assert "Nothing was chosen on a test label." in quiet
+    assert "two designs were measured" in told
+    assert "Nothing was chosen on a test label." not in told
