@@ -38,7 +38,7 @@ def images() -> None:
     free = tiles.test[tiles.test_labels == 0][0]
     defects = {name: kind for kind, name in tiles.source.class_names.items()}
     save(free, "tile-free.png")
-    save(first_images(tiles, defects["break"], 1)[0], "tile-break.png")
+    save(first_images(tiles, defects["blowhole"], 1)[0], "tile-blowhole.png")
 
 
 def turbine() -> None:

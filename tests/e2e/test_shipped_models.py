@@ -120,7 +120,7 @@ def test_the_anomalous_example_scores_above_the_normal_one(
 
 
 def test_a_photograph_of_another_size_gets_its_map_in_its_own_frame(base: str) -> None:
-    big = Image.open(EXAMPLES / "tile-break.png").resize((333, 217))
+    big = Image.open(EXAMPLES / "tile-blowhole.png").resize((333, 217))
     buffer = io.BytesIO()
     big.save(buffer, "JPEG")
     answer = httpx.post(
@@ -150,3 +150,20 @@ def test_the_turbine_example_is_scorable_by_rows_as_csv_and_as_json(base: str) -
     assert csv_answer["results"] == json_answer["results"]
     shares = [sum(c["share"] for c in r["contributions"]) for r in csv_answer["results"]]
     np.testing.assert_allclose(shares, 1.0, atol=1e-6)
+
+
+def test_the_readme_shows_what_the_service_answers(base: str) -> None:
+    readme = (ROOT / "README.md").read_text()
+    digits = post_images(
+        base, "digits-nln", [EXAMPLES / "digit-2.png", EXAMPLES / "digit-7.png"], map="none"
+    )
+    turbine = httpx.post(
+        f"{base}/score/timeseries?stride=60",
+        content=(EXAMPLES / "turbine.csv").read_text(),
+        headers={"Content-Type": "text/csv"},
+    ).json()["results"]
+    for result in (*digits, turbine[0], turbine[3]):
+        line = f'"score": {result["score"]:.4f}, "p_value": {result["p_value"]:.4f}, '
+        line += f'"raw_score": {result["raw_score"]:.4f}, "threshold": {result["threshold"]:.4f}'
+        assert line in readme
+        assert f'"decision": "{result["decision"]}"' in readme
