@@ -5,17 +5,18 @@ set -eu
 cd "$(dirname "$0")/.."
 [ ! -e .venv-serve ] || { echo "remove .venv-serve first: this measures a new machine" >&2; exit 2; }
 port=${PORT:-8765}
+work=$(mktemp -d)
 start=$(date +%s.%N)
-make serve PORT="$port" >/tmp/first_score.log 2>&1 &
-trap 'kill "$(cat /tmp/first_score.pid 2>/dev/null)" $! 2>/dev/null || true' EXIT
+setsid make serve PORT="$port" >"$work/log" 2>&1 &
+group=$!
+trap 'kill -- "-$group" 2>/dev/null || true; rm -rf "$work"' EXIT
 until curl -sf -H 'Content-Type: image/png' --data-binary @examples/digit-2.png \
-    "http://127.0.0.1:$port/score?map=none" >/tmp/first_score.json 2>/dev/null; do
-  kill -0 $! 2>/dev/null || { cat /tmp/first_score.log >&2; exit 1; }
+    "http://127.0.0.1:$port/score?map=none" >"$work/answer" 2>/dev/null; do
+  kill -0 "$group" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
   sleep 0.2
 done
 end=$(date +%s.%N)
-pgrep -f 'python -m service' >/tmp/first_score.pid 2>/dev/null || true
 awk -v a="$start" -v b="$end" 'BEGIN { printf "first score after %.1f s\n", b - a }'
 echo "installed: $(du -sm .venv-serve | cut -f1) MB"
-cat /tmp/first_score.json
+cat "$work/answer"
 echo

@@ -1,5 +1,5 @@
 """Quality of the shipped models through HTTP, as a client sees it: AUROC, pixel AUROC and the
-false-alarm rate beside the promise, on test splits that nothing was chosen on.
+false-alarm rate beside the promise, on the test splits.
 
     python benchmarks/quality.py [--url http://127.0.0.1:8000] [--data-dir DIR] [MODEL ...]
 

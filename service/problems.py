@@ -60,6 +60,11 @@ def request_id_of(request: Request) -> str:
     return str(getattr(request.state, "request_id", ""))
 
 
+def _text(text: str) -> str:
+    """``text`` as JSON can hold it: a lone surrogate, from a file name say, becomes an escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def problem(
     request: Request,
     status: int,
@@ -74,12 +79,15 @@ def problem(
         "type": f"urn:anomaly:problem:{slug}",
         "title": TITLES.get(slug) or HTTPStatus(status).phrase,
         "status": status,
-        "detail": detail,
+        "detail": _text(detail),
         "instance": request.url.path,
         "request_id": request_id_of(request),
     }
     if errors:
-        shown = [{"pointer": e.pointer, "detail": e.detail} for e in errors[:MAX_FIELD_ERRORS]]
+        shown = [
+            {"pointer": _text(e.pointer), "detail": _text(e.detail)}
+            for e in errors[:MAX_FIELD_ERRORS]
+        ]
         body["errors"] = shown
     if retry_after_s is not None:
         body["retry_after_s"] = retry_after_s

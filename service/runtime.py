@@ -57,8 +57,9 @@ class Session:
 class NeighbourIndex:
     """A FAISS index read from a file (memory-mapped where its kind allows); thread-safe."""
 
-    def __init__(self, index: Any) -> None:
+    def __init__(self, index: Any, threads: int) -> None:
         self._index = index
+        self._threads = threads
         self.size = int(index.ntotal)
         self.dimension = int(index.d)
 
@@ -70,6 +71,8 @@ class NeighbourIndex:
         The distances of a flat L2 index are squared. FAISS may round them differently for small
         and large batches: a detector that must not depend on its batch recomputes them.
         """
+        # OpenMP keeps this number for each calling thread
+        faiss.omp_set_num_threads(self._threads)
         distances, ids = self._index.search(np.ascontiguousarray(z, dtype=np.float32), k)
         return distances, ids
 
@@ -81,9 +84,6 @@ class Runtime:
     provider: Provider = "cpu"
     threads: int = 0
     """Threads of one graph; 0 = one per core this process may use."""
-
-    def __post_init__(self) -> None:
-        faiss.omp_set_num_threads(self.thread_count)
 
     @property
     def thread_count(self) -> int:
@@ -128,10 +128,12 @@ class Runtime:
             ArtifactCorrupt: not a readable index.
         """
         try:
-            return NeighbourIndex(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
+            return NeighbourIndex(
+                faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC), self.thread_count
+            )
         except (RuntimeError, AttributeError):
             pass
         try:
-            return NeighbourIndex(faiss.read_index(str(path)))
+            return NeighbourIndex(faiss.read_index(str(path)), self.thread_count)
         except RuntimeError as error:
             raise ArtifactCorrupt(f"{path}: not a readable FAISS index") from error

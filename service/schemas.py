@@ -42,7 +42,10 @@ class SeriesQuery(Query):
         "none", description="float32: the L x D residual of each window."
     )
     stride: int | None = Field(
-        None, ge=1, description="Rows from one window to the next; default: the artifact's."
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Rows from one window to the next; default: the artifact's.",
     )
 
 

@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     max_cells: int = Field(1_000_000, ge=1, description="Rows x columns of one recording.")
     max_windows: int = Field(50_000, ge=1, description="Windows scored for one recording.")
     max_map_pixels: int = Field(
-        16_777_216, ge=1, description="Residual map values in one answer; bounds its size."
+        64_000_000, ge=1, description="Residual map values in one answer; bounds its size."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."

@@ -49,3 +49,7 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert "@@" not in README

@@ -82,6 +82,7 @@ def fit(
         return
     data = load_data(chosen, data_dir)
     out.print(f"data: {data.source.name}. {data.source.protocol}")
+    run.check_data(data.fingerprint)
     _, prepared = prepare(chosen, data)
     chosen_family = FAMILIES[chosen.family]
     chosen_family.fit(chosen_family.Config.model_validate(chosen.model), prepared, run)

@@ -126,7 +126,7 @@ def promises(manifest: Manifest, evaluation: Evaluation) -> str:
     overlap = max((a.overlap for a in evaluation.false_alarms), default=1.0)
     if overlap > 1:
         statements.append(
-            f"Neighbouring windows share rows: {overlap:g} of them count as one in both. Windows "
+            f"Neighbouring windows share rows: {overlap:g} of them count as one. Windows "
             "of one recording hang together beyond that, so both intervals are still too narrow."
         )
     if "inside beta-binomial" in verdicts:

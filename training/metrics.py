@@ -131,7 +131,7 @@ def false_alarm_rate(
         fpr: the promised rate; at least 1 / (n_calibration + 1).
         n_calibration: scores behind the p-values.
         overlap: how many neighbouring items share rows (window / stride); the intervals take so
-            many for one, among the calibration scores too.
+            many for one. Calibration items share none.
 
     Raises:
         InvalidInput: no p-values, one outside (0, 1], or an fpr that cannot be promised.
@@ -149,7 +149,7 @@ def false_alarm_rate(
     m = max(1, round(len(p) / overlap))
     tails = np.array([(1 - PROMISE_LEVEL) / 2, (1 + PROMISE_LEVEL) / 2])
     low, high = binom.ppf(tails, m, fpr) / m
-    above, below = k / overlap, (n_calibration + 1 - k) / overlap
+    above, below = k, n_calibration + 1 - k
     wide_low, wide_high = betabinom.ppf(tails, m, above, below) / m
     return FalseAlarms(
         fpr=fpr,

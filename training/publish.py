@@ -71,8 +71,8 @@ def publish(
 ) -> tuple[Artifact, Evaluation]:
     """The run's model as the next version of ``config.name`` below ``models``.
 
-    Either the whole version appears, its golden examples re-scored from the published folder, or
-    nothing does.
+    Either the whole version appears, its golden examples re-scored from the files it consists of,
+    or nothing does.
 
     Raises:
         ParityError: torch and the exported files differ by more than 1e-4 or in a decision.
@@ -81,6 +81,7 @@ def publish(
     """
     family = FAMILIES[config.family]
     data = load_data(config, data_dir)
+    run.check_data(data.fingerprint)
     spec, prepared = prepare(config, data)
     model = family.fit(family.Config.model_validate(config.model), prepared, run)
     with store.staging(models, config.name) as folder:
@@ -118,11 +119,10 @@ def publish(
         say("card")
         write_card(folder, draft, evaluation, config.model_dump())
         manifest = _with_files(draft, folder)
-        final = store.commit(folder, manifest)
-    artifact = store.open_artifact(models, manifest.name, manifest.version)
-    assert artifact.path == final
-    self_test(Scorer.open(artifact, Runtime()), artifact)
-    return artifact, evaluation
+        staged = Artifact(folder, manifest, "")
+        self_test(Scorer.open(staged, Runtime()), staged)
+        store.commit(folder, manifest)
+    return store.open_artifact(models, manifest.name, manifest.version), evaluation
 
 
 def evaluate(scorer: Scorer, data: ImageData | SeriesData) -> Evaluation:
@@ -220,7 +220,8 @@ def _calibration_items(spec: ImageInput | SeriesInput, data: ImageData | SeriesD
         items = prepare_images(spec, data.calibration)
     else:
         assert isinstance(spec, SeriesInput)
-        items = windows_of(spec, data.calibration, spec.stride)
+        # windows that share rows are not exchangeable draws: each row counts once
+        items = windows_of(spec, data.calibration, spec.min_rows)
     if len(items) < 10:
         raise InvalidInput(
             f"{len(items)} normal items are left for calibration; at least 10 are needed "

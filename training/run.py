@@ -17,6 +17,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from torch.utils.data import IterableDataset
 
+from service.contract.errors import InvalidInput
+
 
 class Interrupted(Exception):
     """Training was stopped by Ctrl-C; the last checkpoint is kept."""
@@ -138,6 +140,21 @@ class Run:
         torch.save(module.state_dict(), temporary)
         temporary.replace(done)
         last.unlink(missing_ok=True)
+
+    def check_data(self, fingerprint: str) -> None:
+        """Nothing, where this run was begun with the same data and split.
+
+        Raises:
+            InvalidInput: it was not: held-out items could have been trained on.
+        """
+        path = self.folder / "data.sha256"
+        if path.exists() and path.read_text() != fingerprint:
+            raise InvalidInput(
+                f"{self.folder}: the data changed since this run was begun; train it anew "
+                "(fit --restart)"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(fingerprint)
 
     def seed_everything(self, stage: str) -> None:
         """Python, numpy and torch seeded from (run seed, stage)."""

@@ -66,8 +66,8 @@ class Calibration:
         if fpr < self.finest_fpr:
             raise InvalidInput(
                 f"fpr {fpr} is finer than {self.n} calibration scores can promise; "
-                f"the finest is {self.finest_fpr:.6g}",
-                (FieldError("/fpr", f"must be at least {self.finest_fpr:.6g}"),),
+                f"the finest is {self.finest_fpr!r}",
+                (FieldError("/fpr", f"must be at least {self.finest_fpr!r}"),),
             )
 
     def threshold(self, fpr: float) -> float:
@@ -79,8 +79,6 @@ class Calibration:
         self.check_fpr(fpr)
         p_of_rank = (1 + np.arange(self.n + 1)) / (self.n + 1)  # p when k scores are >= raw
         allowed = int(np.searchsorted(p_of_rank, fpr, side="right")) - 1
-        if allowed >= self.n:  # every item may be flagged
-            return float(np.nextafter(self.scores[0], -np.inf))
         return float(self.scores[self.n - 1 - allowed])
 
     def decide(self, p_values: np.ndarray, fpr: float, review_fpr: float) -> list[Decision]:

@@ -176,9 +176,10 @@ def prepare_series(
     filled = np.where(finite, rows, 0.0)
     outside = (finite & ((rows < low) | (rows > high))).any(axis=1)
     gap = np.zeros(t, dtype=bool)  # gap[i]: between row i - 1 and row i
-    if timestamps_s is not None and spec.period_s is not None:
+    if timestamps_s is not None:
         step = np.diff(timestamps_s)
-        gap[1:] = ~((step > 0) & (step <= spec.max_gap_periods * spec.period_s))
+        longest = np.inf if spec.period_s is None else spec.max_gap_periods * spec.period_s
+        gap[1:] = ~((step > 0) & (step <= longest))
 
     span = spec.min_rows
     any_missing = _any_within(missing, first, span)

@@ -73,7 +73,7 @@ def read_header(data: bytes, max_pixels: int) -> Picture:
     try:
         with _open(data) as image:
             width, height = image.size
-            frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+            several = image.format not in ("JPEG", "MPO") and _has_second_frame(image)
     except UnidentifiedImageError as error:
         raise MalformedInput(
             "the image is truncated or broken: its header is unreadable"
@@ -85,8 +85,8 @@ def read_header(data: bytes, max_pixels: int) -> Picture:
             f"{width} x {height} = {width * height} pixels; allowed: {max_pixels} "
             f"(ANOMALY_MAX_PIXELS)"
         )
-    if frames > 1:
-        raise InvalidInput(f"the image has {frames} frames or pages; send one image a file")
+    if several:
+        raise InvalidInput("the image has several frames or pages; send one image a file")
     return Picture(data, width, height)
 
 
@@ -112,6 +112,15 @@ def _looks_accepted(data: bytes) -> bool:
     if any(head.startswith(magic) or magic.startswith(head) for magic in _MAGIC):
         return True
     return data[:4] == b"RIFF"[: len(data)] and data[8:12] in (b"WEBP", b"")
+
+
+def _has_second_frame(image: Image.Image) -> bool:
+    """Asks for the second one only: counting them would walk every page of a long TIFF."""
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    return True
 
 
 def _open(data: bytes) -> Image.Image:

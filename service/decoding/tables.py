@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from io import StringIO
-from itertools import chain
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Any
 
@@ -26,6 +26,8 @@ from service.contract.manifest import SeriesInput
 TIME_COLUMNS = ("time", "timestamp", "date")
 LABEL_COLUMNS = ("group", "label")
 _MAX_ERRORS = 20  # as many places as one answer names
+_SPARE_COLUMNS = 64
+_HEADER_CHARS = 1 << 16
 _MISSING = frozenset({"", "nan", "null", "na", "n/a", "none"})
 _SLASHED = re.compile(
     r"(\d{4})[/-](\d{1,2})[/-](\d{1,2})(?:[ T](\d{1,2}):(\d{2})(?::([0-5]\d(?:\.\d+)?))?)?"
@@ -66,23 +68,25 @@ def read_json(spec: SeriesInput, body: bytes, max_cells: int) -> Recording:
     if not isinstance(document, dict):
         raise InvalidInput('the body must be a JSON object {"columns", "timestamps", "rows"}')
     unknown = [key for key in document if key not in ("columns", "timestamps", "rows")]
-    if unknown:
+    if unknown := unknown[:_MAX_ERRORS]:
         raise InvalidInput(
             "the body may hold columns, timestamps and rows only",
             tuple(FieldError(f"/{key}", "unknown member") for key in unknown),
         )
     columns, rows = document.get("columns"), document.get("rows")
+    if isinstance(columns, list):
+        _check_width(spec, len(columns))
     if columns is not None and not (
         isinstance(columns, list) and all(isinstance(c, str) for c in columns)
     ):
         raise _invalid("/columns", "must be a list of names")
     if not isinstance(rows, list):
         raise _invalid("/rows", "required: a list of rows, each a list of numbers")
-    wrong = [
-        FieldError(f"/rows/{i}", "not a list") for i, r in enumerate(rows) if type(r) is not list
-    ]
+    _check_cells(len(rows), max_cells)
+    no_lists = (i for i, row in enumerate(rows) if type(row) is not list)
+    wrong = tuple(FieldError(f"/rows/{i}", "not a list") for i in islice(no_lists, _MAX_ERRORS))
     if wrong:
-        raise InvalidInput(f"{len(wrong)} rows are not lists of numbers", tuple(wrong))
+        raise InvalidInput("rows must be lists of numbers", wrong)
     _check_cells(sum(map(len, rows)), max_cells)
     recording = _recording(spec, _Table(None if columns is None else tuple(columns), rows))
     stamps = document.get("timestamps")
@@ -108,8 +112,7 @@ def read_csv(spec: SeriesInput, body: bytes, max_cells: int) -> Recording:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise MalformedInput(f"csv: not UTF-8 text (byte {error.start})") from error
-    first = text.partition("\n")[0]
-    delimiter = next((d for d in ",;\t" if d in first), ",")
+    delimiter = _delimiter(spec, text[:_HEADER_CHARS].partition("\n")[0])
     rows: list[list[str]] = []
     lines: list[int] = []
     cells = 0
@@ -128,10 +131,35 @@ def read_csv(spec: SeriesInput, body: bytes, max_cells: int) -> Recording:
         raise MalformedInput(f"csv: line {reader.line_num}: {error}") from error
     if not rows:
         raise InvalidInput("csv: it is empty; a header line and rows are needed")
+    _check_width(spec, len(rows[0]))
     header = tuple(cell.strip() for cell in rows[0])
     if all(_number_in_text(cell) is not None for cell in header):
         raise InvalidInput("csv: the first line must be a header with the names of the columns")
     return _recording(spec, _Table(header, rows[1:], lines[1:]))
+
+
+def _delimiter(spec: SeriesInput, header: str) -> str:
+    """The separator under which the header line holds most of the manifest's columns."""
+    names = {c.name for c in spec.columns}
+
+    def known(delimiter: str) -> tuple[int, int]:
+        try:
+            cells = next(csv.reader([header], delimiter=delimiter), [])
+        except csv.Error:
+            return (-1, 0)
+        return (len(names.intersection(cell.strip() for cell in cells)), len(cells))
+
+    return max(",;\t", key=known)
+
+
+def _check_width(spec: SeriesInput, columns: int) -> None:
+    most = len(spec.columns) + _SPARE_COLUMNS
+    if columns > most:
+        raise _invalid(
+            "/columns",
+            f"{columns} columns; expected {len(spec.columns)}, a time column "
+            "and at most a few to ignore",
+        )
 
 
 def _load_json(body: bytes) -> Any:
@@ -141,8 +169,10 @@ def _load_json(body: bytes) -> Any:
         problem = error
     try:  # Python's own writer puts out NaN, which JSON does not have; take it as missing
         if b"NaN" in body or b"Infinity" in body:
-            return json.loads(body)
-    except (ValueError, RecursionError):
+            document = json.loads(body)
+            orjson.dumps(document)  # refuses lone surrogates, as the first reader does
+            return document
+    except (ValueError, TypeError, RecursionError):
         pass
     raise MalformedInput(f"the body is not JSON: {problem}") from problem
 
@@ -298,11 +328,11 @@ def _seconds(stamp: object) -> float | None:
             year, month, day, hour, minute = (int(g or 0) for g in match.groups()[:5])
             moment = datetime(year, month, day, hour, minute, tzinfo=UTC)
             moment += timedelta(seconds=float(match[6] or 0))
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return (moment - _EPOCH).total_seconds()
+    except (ValueError, OverflowError):
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return (moment - _EPOCH).total_seconds()
 
 
 def _check_cells(cells: int, max_cells: int) -> None:

@@ -1,7 +1,6 @@
 """What a newcomer gets: the models in the repository, the files in examples/, a real server."""
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from service.contract.preprocess import prepare_image, to_uint8
 from service.runtime import Runtime
 from service.scoring import Scorer, self_test
 from tests.service.test_process import serving
+from training.config import read_config
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
@@ -64,6 +64,13 @@ def test_the_shipped_models_are_there_and_fit_into_a_clone() -> None:
 def test_a_shipped_model_scores_as_it_did_at_publishing(name: str) -> None:
     artifact = store.open_artifact(MODELS, name, store.versions(MODELS, name)[-1])
     self_test(Scorer.open(artifact, Runtime()), artifact)
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_a_shipped_model_was_made_by_its_configuration(name: str) -> None:
+    artifact = store.open_artifact(MODELS, name, store.versions(MODELS, name)[-1])
+    config = read_config(ROOT / "training" / "configs" / f"{name}.toml")
+    assert artifact.manifest.provenance.config_digest == config.digest
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
@@ -143,7 +150,7 @@ def test_the_turbine_example_is_scorable_by_rows_as_csv_and_as_json(base: str) -
         "timestamps": [line[0] for line in lines[1:]],
         "rows": [[float(value) for value in line[1:]] for line in lines[1:]],
     }
-    json_answer = httpx.post(f"{base}/score/timeseries", content=json.dumps(body)).json()
+    json_answer = httpx.post(f"{base}/score/timeseries", json=body).json()
     assert csv_answer["rows"] == len(lines) - 1
     assert csv_answer["windows"] == len(lines) - 1 - 36 + 1
     assert {r["decision"] for r in csv_answer["results"]} <= {"normal", "review", "anomalous"}

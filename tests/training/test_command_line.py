@@ -1,6 +1,7 @@
 """The command line as people use it: mistakes, Ctrl-C, resuming."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from service.contract import store
-from service.contract.errors import InvalidInput
+from service.contract.errors import InvalidInput, SelfTestFailed
 from training import publish as publishing
 from training.__main__ import app
 
@@ -104,6 +105,31 @@ def test_publishing_again_makes_the_next_version_and_leaves_the_first(
     assert store.versions(models, "parts") == [1, 2]
     assert store.open_artifact(models, "parts", 1).digest == before
     assert store.read_active(models).image == "parts/2"
+
+
+def test_a_version_whose_golden_examples_fail_is_not_published(
+    digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise SelfTestFailed("a golden score deviates")
+
+    monkeypatch.setattr(publishing, "self_test", failing)
+    result = CliRunner().invoke(app, arguments(digit_folder, tmp_path))
+    assert isinstance(result.exception, SelfTestFailed)
+    assert store.names(tmp_path / "models") == []
+
+
+def test_a_run_is_not_published_over_data_that_changed(digit_folder: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(digit_folder, images)
+    runner = CliRunner()
+    fitted = runner.invoke(app, arguments(images, tmp_path, "--no-publish"), catch_exceptions=False)
+    assert fitted.exit_code == 0
+    next((images / "train" / "good").iterdir()).unlink()
+    run = tmp_path / "runs" / "parts"
+    again = runner.invoke(app, ["publish", str(run), f"--models={tmp_path / 'models'}", "--quiet"])
+    assert isinstance(again.exception, InvalidInput)
+    assert "the data changed" in str(again.exception)
 
 
 @pytest.mark.parametrize(
