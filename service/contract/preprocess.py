@@ -178,8 +178,10 @@ def prepare_series(
     gap = np.zeros(t, dtype=bool)  # gap[i]: between row i - 1 and row i
     if timestamps_s is not None:
         step = np.diff(timestamps_s)
-        longest = np.inf if spec.period_s is None else spec.max_gap_periods * spec.period_s
-        gap[1:] = ~((step > 0) & (step <= longest))
+        if spec.period_s is None:  # stamps may be as coarse as a date: only going back is a gap
+            gap[1:] = ~(step >= 0)
+        else:
+            gap[1:] = ~((step > 0) & (step <= spec.max_gap_periods * spec.period_s))
 
     span = spec.min_rows
     any_missing = _any_within(missing, first, span)

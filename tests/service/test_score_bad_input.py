@@ -77,7 +77,7 @@ def test_other_kinds_of_file_are_named(client: TestClient, data: bytes, name: st
 
 @pytest.mark.parametrize("kind", ["WEBP", "PNG", "TIFF"])
 def test_several_frames_or_pages(client: TestClient, kind: str) -> None:
-    refused(post(client, frames(kind, 3)), 422, "3 frames")
+    refused(post(client, frames(kind, 3)), 422, "several frames")
 
 
 def test_floating_point_pixels(client: TestClient) -> None:

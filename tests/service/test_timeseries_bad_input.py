@@ -202,3 +202,25 @@ def test_arbitrary_text_is_a_client_error_and_never_a_500(
     data = body.encode("utf-8", "surrogatepass")
     response = client.post("/score/timeseries", content=data, headers=CSV)
     assert response.status_code in (400, 422)
+
+
+def test_a_stride_beyond_all_numbers_is_refused(client: TestClient) -> None:
+    refused(post(client, csv_of(rows()), f"?stride={2**63}"), 422, "stride")
+
+
+def test_a_timestamp_at_the_end_of_time_is_refused(client: TestClient) -> None:
+    late = ["9999/12/31 23:59:59.99999999"] * 12
+    refused(post(client, csv_of(rows(), Time=late)), 422, "no timestamp")
+
+
+def test_a_lone_surrogate_in_json_is_refused(client: TestClient) -> None:
+    body = b'{"rows": [[NaN]], "\\ud800": 1}'
+    response = client.post(
+        "/score/timeseries", content=body, headers={"Content-Type": "application/json"}
+    )
+    refused(response, 400, "not JSON")
+
+
+def test_thousands_of_columns_are_refused_by_their_number(client: TestClient) -> None:
+    header = ",".join(f"c{i}" for i in range(5000))
+    refused(post(client, header + "\n1,2\n"), 422, "5000 columns")

@@ -4,6 +4,7 @@ The bank holds constant images of a few grey levels, the latent of an image is i
 one grey level away from the nearest of them has that level as distance and as error.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -310,3 +311,17 @@ def test_the_top_mean_takes_at_least_one_value() -> None:
 def test_params_survive_json() -> None:
     params = NlnParams.model_validate(PARAMS)
     assert NlnParams.model_validate_json(params.model_dump_json()) == params
+
+
+def test_a_search_uses_the_threads_it_was_given_from_any_thread(tmp_path: Path) -> None:
+    index = faiss.IndexFlatL2(4)
+    index.add(np.eye(4, dtype=np.float32))
+    faiss.write_index(index, str(tmp_path / "index.faiss"))
+    found = Runtime(threads=1).index(tmp_path / "index.faiss")
+
+    def threads_after_a_search() -> int:
+        found.search(np.zeros((1, 4), np.float32), 1)
+        return int(faiss.omp_get_max_threads())
+
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(threads_after_a_search).result() == 1

@@ -70,7 +70,7 @@ def detector_of(model: NlnModel, shape: tuple[int, ...]) -> NlnDetector:
         model.params,
         (channels, height, width),
         encode,
-        NeighbourIndex(model.index),
+        NeighbourIndex(model.index, threads=1),
         bank.latents,
         bank.typical,
         decode,
