@@ -144,6 +144,12 @@ def _publish(
     manifest = artifact.manifest
     run.record(published=f"{manifest.name}/{manifest.version}")
     _print_figures(manifest, evaluation)
+    found = manifest.calibration
+    if found.fpr > config.calibration.fpr:
+        out.print(
+            f"note: {found.n} calibration items promise a false-positive rate of {found.fpr:.3f} "
+            f"at the finest, not {config.calibration.fpr:g}; more normal items are needed for that"
+        )
     active = store.read_active(models)
     mine = f"{manifest.name}/{manifest.version}"
     default = getattr(active, manifest.task)
@@ -157,7 +163,7 @@ def _publish(
         body = "--data-binary @rows.csv -H 'Content-Type: text/csv'"
     out.print(
         f"published: {artifact.path} (card: {artifact.path / 'CARD.md'})\n"
-        f"serve it:  {where}make serve\n"
+        f"serve it:  {where}make serve   (a service that runs already: restart it)\n"
         f"score:     curl {body} 'http://127.0.0.1:8000{route}?model={manifest.name}'",
         soft_wrap=True,
     )
@@ -219,7 +225,7 @@ def _config_for_images(
     for key, value in overrides.items():
         table, _, last = key.rpartition(".")
         (members.setdefault(table, {}) if table else members)[last] = value
-    return make_config(members, "--images")
+    return make_config(members, "the settings")
 
 
 def _open_run_folder(folder: Path, config: TrainConfig, *, resume: bool, restart: bool) -> None:

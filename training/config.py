@@ -17,6 +17,10 @@ from training.data.synthetic import synthetic_anomalies, synthetic_series_anomal
 from training.families import FAMILIES
 from training.families.base import Family, PreparedData
 
+MIN_CALIBRATION = 10
+FOR_ONE_PERCENT = 99
+"""Items with which 1 / (n + 1) is 1 %."""
+
 
 class CalibrationConfig(BaseModel):
     """``[calibration]``: what is promised by default."""
@@ -119,6 +123,12 @@ def prepare(
     if task not in family.tasks:
         raise InvalidInput(
             f"family {config.family!r} takes {', '.join(sorted(family.tasks))} data, not {task}"
+        )
+    if isinstance(data, ImageData) and len(data.calibration) < MIN_CALIBRATION:
+        raise InvalidInput(
+            f"{len(data.calibration)} of the normal images are left for calibration; at least "
+            f"{MIN_CALIBRATION} are needed (about 50 images in all), {FOR_ONE_PERCENT} for a "
+            "false-positive rate of 1 % (about 500)"
         )
     try:
         if isinstance(data, ImageData):

@@ -32,7 +32,14 @@ from service.detectors.base import Detector
 from service.runtime import Runtime
 from service.scoring import Scorer, golden_scores, open_detector, run_detector, self_test
 from training.card import write_card
-from training.config import TrainConfig, load_data, prepare, windows_of
+from training.config import (
+    FOR_ONE_PERCENT,
+    MIN_CALIBRATION,
+    TrainConfig,
+    load_data,
+    prepare,
+    windows_of,
+)
 from training.data.base import ImageData, SeriesData
 from training.evaluation import Evaluation, evaluate_images, evaluate_series
 from training.families import FAMILIES
@@ -222,10 +229,10 @@ def _calibration_items(spec: ImageInput | SeriesInput, data: ImageData | SeriesD
         assert isinstance(spec, SeriesInput)
         # windows that share rows are not exchangeable draws: each row counts once
         items = windows_of(spec, data.calibration, spec.min_rows)
-    if len(items) < 10:
+    if len(items) < MIN_CALIBRATION:
         raise InvalidInput(
-            f"{len(items)} normal items are left for calibration; at least 10 are needed "
-            "(100 for a false-positive rate of 1 %)"
+            f"{len(items)} normal items are left for calibration; at least {MIN_CALIBRATION} are "
+            f"needed, {FOR_ONE_PERCENT} for a false-positive rate of 1 %"
         )
     return items
 
