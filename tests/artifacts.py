@@ -25,6 +25,7 @@ from service.contract.manifest import (
     SeriesInput,
 )
 from service.contract.preprocess import prepare_images, prepare_series
+from service.contract.store import Artifact, digests
 
 FAMILY = "iae_lstm_kl"
 IMAGE_INPUT = ImageInput(height=8, width=8, channels=1, mean=(0.0,), std=(1.0,))
@@ -42,6 +43,20 @@ SERIES_INPUT = SeriesInput(
 # 199 scores: the finest false-positive rate is 1/200
 CALIBRATION = Calibration.fit(np.arange(1, 200) / 400)
 PIXEL_THRESHOLD, MAP_SCALE = 0.5, 1.0
+
+
+PROVENANCE = Provenance(
+    created_utc="2026-01-01T00:00:00Z",
+    commit="0" * 40,
+    config_digest="0" * 64,
+    seed=0,
+    data="made up",
+    data_fingerprint="0" * 64,
+    data_licence="none",
+    data_source="none",
+    protocol="none",
+    tools={},
+)
 
 
 def publish_image(
@@ -78,6 +93,28 @@ def set_active(root: Path, image: str | None = None, timeseries: str | None = No
     store.write_active(root, store.Active(image=image, timeseries=timeseries))
 
 
+def unpublished(
+    folder: Path, family: str, spec: ImageInput | SeriesInput, params: dict[str, Any]
+) -> Artifact:
+    """The files in ``folder`` as an artifact for a detector to open; nothing calibrates it."""
+    calibration = CalibrationInfo(
+        n=99, fpr=0.01, threshold=1, median=0, mad=1, pixel_threshold=1, map_scale=1
+    )
+    manifest = Manifest(
+        name="small",
+        version=1,
+        family=family,
+        input=spec,
+        params=params,
+        calibration=calibration,
+        files=digests(folder),
+        metrics={},
+        provenance=PROVENANCE,
+        golden=GoldenInfo(n=1, score_tolerance=1e-4, map_tolerance=1e-4),
+    )
+    return Artifact(folder, manifest, "0" * 64)
+
+
 def manifest_of(
     name: str, version: int, spec: ImageInput | SeriesInput, files: dict[str, str], n: int
 ) -> Manifest:
@@ -101,18 +138,7 @@ def manifest_of(
         ),
         files=files,
         metrics={"auroc": Metric(value=0.9, low=0.8, high=0.95, level=0.95, n=100, split="test")},
-        provenance=Provenance(
-            created_utc="2026-01-01T00:00:00Z",
-            commit="0" * 40,
-            config_digest="0" * 64,
-            seed=0,
-            data="made up",
-            data_fingerprint="0" * 64,
-            data_licence="none",
-            data_source="none",
-            protocol="none",
-            tools={},
-        ),
+        provenance=PROVENANCE,
         golden=GoldenInfo(n=n, score_tolerance=1e-4, map_tolerance=1e-4),
     )
 

@@ -15,17 +15,14 @@ from onnx import TensorProto, helper
 
 from service.contract.errors import ArtifactCorrupt, ArtifactIncompatible, DetectorFailure
 from service.contract.manifest import (
-    CalibrationInfo,
     Column,
-    GoldenInfo,
     ImageInput,
-    Manifest,
-    Provenance,
     SeriesInput,
 )
-from service.contract.store import Artifact, digests
+from service.contract.store import Artifact
 from service.detectors.diffusion import DiffusionDetector
 from service.runtime import Runtime
+from tests.artifacts import unpublished
 
 SIDE = 4
 SIGNAL, SIGMA = np.float32(0.8), np.float32(0.6)
@@ -93,40 +90,15 @@ def artifact(
     if not (folder / "encoder.onnx").exists():
         write_graphs(folder)
     np.savez(folder / "arrays.npz", allow_pickle=False, **(arrays or chain()))
-    digest = "0" * 64
-    manifest = Manifest(
-        name="m",
-        version=1,
-        family="diffusion",
-        input=spec,
-        params={
-            "variant": variant,
-            "ts": [100],
-            "noises": 1,
-            "t0": 200,
-            "ddim_steps": 1,
-            "starts": 2,
-        },
-        calibration=CalibrationInfo(
-            n=1, fpr=0.5, threshold=1, median=1, mad=0, pixel_threshold=0, map_scale=1
-        ),
-        files=digests(folder),
-        metrics={},
-        provenance=Provenance(
-            created_utc="",
-            commit="",
-            config_digest=digest,
-            seed=0,
-            data="",
-            data_fingerprint=digest,
-            data_licence="",
-            data_source="",
-            protocol="",
-            tools={},
-        ),
-        golden=GoldenInfo(n=1, score_tolerance=1e-4, map_tolerance=1e-2),
-    )
-    return Artifact(folder, manifest, digest)
+    params: dict[str, Any] = {
+        "variant": variant,
+        "ts": [100],
+        "noises": 1,
+        "t0": 200,
+        "ddim_steps": 1,
+        "starts": 2,
+    }
+    return unpublished(folder, "diffusion", spec, params)
 
 
 def opened(folder: Path, variant: str = "one_shot", **kwargs: object) -> DiffusionDetector:

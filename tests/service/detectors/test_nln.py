@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from service.contract.errors import ArtifactCorrupt, ArtifactIncompatible
-from service.contract.manifest import CalibrationInfo, GoldenInfo, ImageInput, Manifest, Provenance
-from service.contract.store import Artifact, digests
+from service.contract.manifest import ImageInput
 from service.detectors.nln import NlnDetector, NlnParams, taper, top_mean
 from service.runtime import Runtime
-from tests.artifacts import SERIES_INPUT
+from tests.artifacts import SERIES_INPUT, unpublished
 
 SIDE = 4
 LEVELS = np.array([0, 51, 102, 153, 204, 255])
@@ -81,24 +80,8 @@ def write_files(folder: Path, typical: float = 1.0, levels: np.ndarray = LEVELS)
 
 def open_detector(folder: Path, spec: Any = None, **params: Any) -> NlnDetector:
     spec = spec or ImageInput(height=SIDE, width=SIDE, channels=1, mean=(0.0,), std=(1.0,))
-    manifest = Manifest(
-        name="levels",
-        version=1,
-        family="nln",
-        input=spec,
-        params=PARAMS | params,
-        calibration=CalibrationInfo(
-            n=99, fpr=0.01, threshold=1, median=0, mad=1, pixel_threshold=1, map_scale=1
-        ),
-        files=digests(folder),
-        metrics={},
-        provenance=Provenance(
-            created_utc="", commit="", config_digest="0" * 64, seed=0, data="", data_licence="",
-            data_fingerprint="0" * 64, data_source="", protocol="", tools={},
-        ),
-        golden=GoldenInfo(n=1, score_tolerance=1e-4, map_tolerance=1e-4),
-    )  # fmt: skip
-    return NlnDetector.open(Artifact(folder, manifest, ""), Runtime(threads=1))
+    artifact = unpublished(folder, "nln", spec, PARAMS | params)
+    return NlnDetector.open(artifact, Runtime(threads=1))
 
 
 @pytest.fixture

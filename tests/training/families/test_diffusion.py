@@ -16,16 +16,12 @@ from sklearn.metrics import roc_auc_score
 
 from service.contract.errors import InvalidInput
 from service.contract.manifest import (
-    CalibrationInfo,
-    GoldenInfo,
     ImageInput,
-    Manifest,
-    Provenance,
 )
 from service.contract.preprocess import prepare_images
-from service.contract.store import Artifact, digests
 from service.detectors.diffusion import DiffusionDetector, DiffusionParams
 from service.runtime import Runtime
+from tests.artifacts import unpublished
 from training.data.synthetic import synthetic_anomalies
 from training.export import fold_batchnorm
 from training.families.base import PreparedData
@@ -96,33 +92,9 @@ def fitted(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Fitt
 
 
 def detector(fitted: Fitted, variant: str) -> DiffusionDetector:
-    digest = "0" * 64
-    manifest = Manifest(
-        name="m",
-        version=1,
-        family="diffusion",
-        input=SPEC,
-        params={**fitted.params.model_dump(), "variant": variant},
-        calibration=CalibrationInfo(
-            n=1, fpr=0.5, threshold=1, median=1, mad=0, pixel_threshold=0, map_scale=1
-        ),
-        files=digests(fitted.folder),
-        metrics={},
-        provenance=Provenance(
-            created_utc="",
-            commit="",
-            config_digest=digest,
-            seed=0,
-            data="",
-            data_fingerprint=digest,
-            data_licence="",
-            data_source="",
-            protocol="",
-            tools={},
-        ),
-        golden=GoldenInfo(n=1, score_tolerance=1e-4, map_tolerance=1e-2),
-    )
-    return DiffusionDetector.open(Artifact(fitted.folder, manifest, digest), Runtime(threads=1))
+    params = {**fitted.params.model_dump(), "variant": variant}
+    artifact = unpublished(fitted.folder, "diffusion", SPEC, params)
+    return DiffusionDetector.open(artifact, Runtime(threads=1))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

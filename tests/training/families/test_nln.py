@@ -13,10 +13,10 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from service.contract.errors import InvalidInput
-from service.contract.manifest import CalibrationInfo, GoldenInfo, ImageInput, Manifest, Provenance
-from service.contract.store import Artifact, digests
+from service.contract.manifest import ImageInput
 from service.detectors.nln import BANK, DECODER, NlnDetector
 from service.runtime import Runtime
+from tests.artifacts import unpublished
 from training.families.base import PreparedData
 from training.families.nln import Nln, NlnConfig, NlnModel
 from training.families.nln.bank import Bank, build_index, detector_of, typical_of
@@ -82,24 +82,8 @@ def surface_model(surface_data: PreparedData, tmp_path_factory: pytest.TempPathF
 def opened(model: NlnModel, data: PreparedData, folder: Path) -> NlnDetector:
     """The detector of the files that the model exports."""
     params = Nln().export(model, data, folder)
-    manifest = Manifest(
-        name="small",
-        version=1,
-        family="nln",
-        input=data.spec,
-        params=params.model_dump(),
-        calibration=CalibrationInfo(
-            n=99, fpr=0.01, threshold=1, median=0, mad=1, pixel_threshold=1, map_scale=1
-        ),
-        files=digests(folder),
-        metrics={},
-        provenance=Provenance(
-            created_utc="", commit="", config_digest="0" * 64, seed=0, data="", data_licence="",
-            data_fingerprint="0" * 64, data_source="", protocol="", tools={},
-        ),
-        golden=GoldenInfo(n=1, score_tolerance=1e-4, map_tolerance=1e-4),
-    )  # fmt: skip
-    return NlnDetector.open(Artifact(folder, manifest, ""), Runtime(threads=1))
+    artifact = unpublished(folder, "nln", data.spec, params.model_dump())
+    return NlnDetector.open(artifact, Runtime(threads=1))
 
 
 def test_other_digits_score_higher_than_held_out_normal_ones(digit_model: NlnModel) -> None:
