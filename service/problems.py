@@ -14,6 +14,7 @@ from service.contract.errors import (
     AnomalyError,
     ArtifactError,
     ArtifactNotFound,
+    Conflict,
     DeadlinePassed,
     DetectorFailure,
     FieldError,
@@ -22,6 +23,8 @@ from service.contract.errors import (
     MalformedInput,
     NotReady,
     Overloaded,
+    RateLimited,
+    Unauthenticated,
     UnsupportedMedia,
 )
 
@@ -31,10 +34,14 @@ MAX_FIELD_ERRORS = 20
 # exception -> status, slug of the problem's type, seconds to wait; the first that fits counts
 TABLE: tuple[tuple[type[AnomalyError], int, str, int | None], ...] = (
     (MalformedInput, 400, "malformed-input", None),
+    (Unauthenticated, 401, "unauthenticated", None),
+    (Forbidden, 403, "forbidden", None),
     (ArtifactNotFound, 404, "model-not-found", None),
+    (Conflict, 409, "conflict", None),
     (InputTooLarge, 413, "input-too-large", None),
     (UnsupportedMedia, 415, "unsupported-media", None),
     (InvalidInput, 422, "invalid-input", None),
+    (RateLimited, 429, "rate-limited", 1),
     (DetectorFailure, 500, "internal-error", None),
     (NotReady, 503, "model-not-ready", 5),
     (ArtifactError, 503, "model-not-ready", 60),
@@ -43,10 +50,14 @@ TABLE: tuple[tuple[type[AnomalyError], int, str, int | None], ...] = (
 )
 TITLES = {
     "malformed-input": "The body is not what it claims to be",
+    "unauthenticated": "A key is needed",
+    "forbidden": "This key may not do that",
     "model-not-found": "No such model or version",
+    "conflict": "Not possible in this state",
     "input-too-large": "More than this service accepts",
     "unsupported-media": "A kind of content that is not accepted",
     "invalid-input": "Well-formed, but wrong",
+    "rate-limited": "Too many requests",
     "internal-error": "Internal error",
     "model-not-ready": "Not ready",
     "overloaded": "Too much is waiting already",
@@ -100,6 +111,8 @@ def problem_of(request: Request, error: AnomalyError) -> dict[str, Any]:
         if isinstance(error, kind):
             detail = str(error) if status != HTTPStatus.INTERNAL_SERVER_ERROR else INTERNAL_DETAIL
             errors = error.errors if isinstance(error, InvalidInput) else ()
+            if isinstance(error, RateLimited):
+                retry_after_s = error.retry_after_s
             return problem(request, status, slug, detail, errors, retry_after_s)
     return problem(request, 500, "internal-error", INTERNAL_DETAIL)
 

@@ -12,6 +12,11 @@ AnomalyError
 │   ├── ArtifactIncompatible   another format, family or tool version than this code reads
 │   ├── SelfTestFailed         golden examples score differently from when they were recorded
 │   └── PublishConflict        the version to publish exists already
+├── Refused                    the caller may not, or not now
+│   ├── Unauthenticated        no key, or one that is not known
+│   ├── Forbidden              a known key without the scope that is needed
+│   ├── RateLimited            more requests than the caller may send; later it would be accepted
+│   └── Conflict               the state of the service does not allow it
 ├── NotReady                   the model exists but is not loaded (yet)
 ├── Overloaded                 too much is waiting already; later it would be accepted
 ├── DeadlinePassed             the answer was not there in time
@@ -79,6 +84,30 @@ class SelfTestFailed(ArtifactError):
 
 class PublishConflict(ArtifactError):
     """The version to publish exists already."""
+
+
+class Refused(AnomalyError):
+    """The caller may not, or not now."""
+
+
+class Unauthenticated(Refused):
+    """No key was sent, or one that is not known."""
+
+
+class Forbidden(Refused):
+    """The key is known and lacks the scope that is needed."""
+
+
+class RateLimited(Refused):
+    """More requests than the caller may send."""
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Conflict(Refused):
+    """The state of the service does not allow what was asked for."""
 
 
 class NotReady(AnomalyError):

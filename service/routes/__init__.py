@@ -15,10 +15,14 @@ from service.schemas import Problem
 
 _PROBLEMS = {
     400: "Malformed: truncated image, broken JSON, multipart or csv, empty body.",
+    401: "A key is needed.",
+    403: "The key lacks the scope.",
     404: "No such model or version.",
+    409: "The state of the service does not allow it.",
     413: "Too many bytes, pixels, images, cells or windows.",
     415: "A content type or file format that is not accepted.",
     422: "Well-formed but wrong: query, columns, cells, too few rows.",
+    429: "Too many requests; see Retry-After.",
     503: "The model is not ready, or too much is waiting; see Retry-After.",
     504: "Not done in time.",
 }

@@ -102,20 +102,38 @@ async def _score(request: Request, query: SeriesQuery, resources: Resources) -> 
     with admission.admit(name, 1):
         recording = await admission.run(name, decode)
         stride = query.stride or spec.stride
-        windows = check_windows(spec, len(recording.rows), stride, query.map, resources)
-        results: list[dict[str, Any]] = []
-        at_once = max(1, _CELLS_AT_ONCE // (spec.min_rows * len(spec.columns)))
-        for first in range(0, windows, at_once):
-            count = min(at_once, windows - first)
-            cut = await admission.run(name, _cutter(spec, recording, first, count, stride))
-            x = cut.values[cut.scorable]
-            scores = await admission.score(scorer, x, maps=True)
-            results += await admission.run(
-                name, _describer(scorer, rule, cut, scores, first, first * stride, query.map)
-            )
+        results = await score_recording(resources, scorer, rule, recording, stride, query.map)
         return await admission.run(
             name, lambda: _answer(request, scorer, recording, results, resources)
         )
+
+
+async def score_recording(
+    resources: Resources,
+    scorer: Scorer,
+    rule: DecisionRule,
+    recording: Recording,
+    stride: int,
+    mode: str,
+) -> list[dict[str, Any]]:
+    """The members of ``WindowResult`` for every window of a recording, in order.
+
+    Raises:
+        InvalidInput, InputTooLarge: see ``check_windows``.
+    """
+    admission, spec, name = resources.admission, scorer.series_input, scorer.manifest.name
+    windows = check_windows(spec, len(recording.rows), stride, mode, resources)
+    results: list[dict[str, Any]] = []
+    at_once = max(1, _CELLS_AT_ONCE // (spec.min_rows * len(spec.columns)))
+    for first in range(0, windows, at_once):
+        count = min(at_once, windows - first)
+        cut = await admission.run(name, _cutter(spec, recording, first, count, stride))
+        x = cut.values[cut.scorable]
+        scores = await admission.score(scorer, x, maps=True)
+        results += await admission.run(
+            name, _describer(scorer, rule, cut, scores, first, first * stride, mode)
+        )
+    return results
 
 
 def check_windows(
