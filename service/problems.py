@@ -18,6 +18,7 @@ from service.contract.errors import (
     DeadlinePassed,
     DetectorFailure,
     FieldError,
+    Forbidden,
     InputTooLarge,
     InvalidInput,
     MalformedInput,
@@ -112,7 +113,7 @@ def problem_of(request: Request, error: AnomalyError) -> dict[str, Any]:
             detail = str(error) if status != HTTPStatus.INTERNAL_SERVER_ERROR else INTERNAL_DETAIL
             errors = error.errors if isinstance(error, InvalidInput) else ()
             if isinstance(error, RateLimited):
-                retry_after_s = error.retry_after_s
+                return problem(request, status, slug, detail, errors, error.retry_after_s)
             return problem(request, status, slug, detail, errors, retry_after_s)
     return problem(request, 500, "internal-error", INTERNAL_DETAIL)
 
