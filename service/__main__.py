@@ -9,16 +9,11 @@ from collections.abc import Sequence
 import uvicorn
 from pydantic import ValidationError
 
+from service.keys import ApiKeys, KeysMalformed
+from service.logs import log_config
 from service.settings import Settings
 
 _OPTIONS = ("host", "port", "workers", "models_dir")
-_LOGGING = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"handlers": ["stderr"], "level": "INFO"},
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ[f"ANOMALY_{option.upper()}"] = value
     try:
         settings = Settings()
+        ApiKeys.of(settings)  # a worker would find out too late to say it well
+    except KeysMalformed as error:
+        sys.stderr.write(f"ANOMALY_API_KEYS_FILE: {error}\n")
+        return 2
     except ValidationError as error:
         for e in error.errors():
             name = f"ANOMALY_{str(e['loc'][0]).upper()}"
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             host=settings.host,
             port=settings.port,
             workers=settings.workers,
-            log_config=_LOGGING,
+            log_config=log_config(settings.log_format),
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=20,

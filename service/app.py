@@ -7,20 +7,46 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import problems
 from service.batching import Admission
+from service.cache import ResultCache
 from service.catalog import Catalog, Entry
+from service.direct import DirectRoutes
+from service.keys import ApiKeys, KeyCheck
+from service.protocol_schemas import InferRequestBody
+from service.rate_limits import Rate, RateLimits
+from service.redis_link import RedisLink
 from service.request_context import RequestContext
 from service.resources import Resources
-from service.routes import health, models, page, score, timeseries
+from service.routes import health, inference_protocol, models, page, score, streams, timeseries
 from service.runtime import Runtime
 from service.schemas import Problem
 from service.settings import Settings
+from service.shadow import Shadow
+from service.stream_store import LocalStreams, RedisStreams, StreamStore
 from service.telemetry import Telemetry
 
 TITLE = "Anomaly scoring"
 API_VERSION = "1.0"
+
+
+class Service(FastAPI):
+    """FastAPI behind what every request passes first."""
+
+    front: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        scope["app"] = self
+        await self.front(scope, receive, send)
+
+    async def behind(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """FastAPI's own middleware and router."""
+        await super().__call__(scope, receive, send)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -28,6 +54,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     Args:
         settings: default: from the environment.
+
+    Raises:
+        KeysMalformed: the configured API keys cannot be used.
     """
     settings = settings or Settings()
     logging.getLogger("service").setLevel(settings.log_level.upper())
@@ -35,6 +64,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     telemetry = Telemetry()
 
     def on_change(entry: Entry) -> None:
+        if entry.status == "not_loaded":
+            telemetry.model_unloaded(entry.name, entry.version)
+            return
         telemetry.model_ready(entry.name, entry.version, entry.status == "ready")
         if entry.scorer is not None:
             family, digest = entry.scorer.manifest.family, entry.scorer.digest
@@ -44,32 +76,72 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         resources: Resources = app.state.resources
         resources.catalog.start()
+        resources.shadow.start()
+        if resources.redis is not None:
+            await resources.redis.start()
         yield
+        resources.shadow.stop()
         resources.catalog.stop()
         resources.admission.close()
+        await resources.cache.close()
+        if resources.redis is not None:
+            await resources.redis.close()
         telemetry.close()
 
-    app = FastAPI(
+    app = Service(
         title=TITLE, version=API_VERSION, docs_url=None, redoc_url=None, lifespan=lifespan
+    )
+    url = settings.redis()
+    redis = None if url is None else RedisLink(url, telemetry.redis_up)
+    catalog = Catalog(
+        settings.models_dir,
+        runtime,
+        every_version=settings.load_versions == "all",
+        on_change=on_change,
+        state_file=settings.state_file,
     )
     app.state.resources = Resources(
         settings=settings,
-        catalog=Catalog(
-            settings.models_dir,
-            runtime,
-            every_version=settings.load_versions == "all",
-            on_change=on_change,
+        catalog=catalog,
+        admission=Admission(
+            settings.concurrency or runtime.cores,
+            settings.queue_max_items,
+            telemetry,
+            batch_max_size=settings.batch_max_size,
+            batch_max_delay_s=settings.batch_max_delay_ms / 1e3,
         ),
-        admission=Admission(settings.concurrency, settings.queue_max_items, telemetry),
         telemetry=telemetry,
+        shadow=Shadow(
+            catalog,
+            telemetry,
+            settings.shadow_share,
+            review_fpr=settings.review_fpr,
+            max_pixels=settings.max_pixels,
+        ),
+        redis=redis,
+        cache=ResultCache(settings.cache_ttl_s, settings.cache_max_bytes, telemetry, redis),
+        rate_limits=RateLimits(
+            None if settings.rate_limit is None else Rate.parse(settings.rate_limit), redis
+        ),
+        streams=_stream_store(settings, redis),
     )
-    app.add_middleware(RequestContext, telemetry=telemetry)
+    posts = {"/score": score.score_images, "/score/timeseries": timeseries.score_timeseries}
+    allowed = KeyCheck(DirectRoutes(app.behind, posts), ApiKeys.of(settings), telemetry)
+    app.front = RequestContext(allowed, telemetry)
     problems.install(app)
-    for module in (score, timeseries, models, health, page):
+    for module in (score, timeseries, streams, inference_protocol, models, health, page):
         app.include_router(module.router)
     page.mount_files(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
+
+
+def _stream_store(settings: Settings, redis: RedisLink | None) -> StreamStore | None:
+    if redis is not None:
+        return RedisStreams(redis, settings.stream_ttl_s)
+    if settings.workers > 1:
+        return None
+    return LocalStreams(settings.stream_ttl_s, settings.streams_max)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -81,7 +153,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             description="Scores of images and sensor windows. Errors are RFC 9457 problems.",
             routes=app.routes,
         )
-        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        schema["components"]["schemas"] |= problem.pop("$defs") | {Problem.__name__: problem}
+        for body in (Problem, InferRequestBody):
+            one = body.model_json_schema(ref_template="#/components/schemas/{model}")
+            schema["components"]["schemas"] |= one.pop("$defs") | {body.__name__: one}
         app.openapi_schema = schema
     return app.openapi_schema

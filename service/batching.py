@@ -1,55 +1,133 @@
-"""Admission: who is let in, and on which thread the numbers are made.
+"""Admission and dynamic batching: who is let in, what is scored together, on which thread.
 
-At most ``concurrency`` requests compute at once, in threads of their own; at most ``max_items``
-items are in progress, further ones are refused at once instead of waiting for ever. ``score`` is
-the one door to a scorer: what merges the items of several requests belongs behind it.
+    admit ─> queue of (scorer, maps) ─> batch of several requests ─> one thread: fill, score, finish
+
+A request is admitted when its items fit in the model's bound, else refused at once. Its share then
+waits in a queue. As soon as one of ``concurrency`` slots is free, the shares at the head of a queue
+(queues take turns) become a batch: each writes its items into its rows, all are scored in one call,
+each makes its own answer from its own rows. While slots are busy batches grow by themselves, so
+waiting on purpose (``batch_max_delay_s``) is for accelerators. A share whose client went away or
+whose deadline passed is dropped before it costs anything; one that fails takes no other with it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
 from time import perf_counter
-from typing import TypeVar
+from types import TracebackType
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float32
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from service.contract.errors import DeadlinePassed, DetectorFailure, Overloaded
 from service.scoring import Scorer, Scores
 from service.telemetry import Telemetry
 
 T = TypeVar("T")
+_WATCH_AFTER_S = 0.05
+
+
+class Share:
+    """What one request adds to a batch, and what it makes of its part of the scores."""
+
+    __slots__ = ("asked", "error", "fill", "finish", "future", "items", "result", "rows")
+
+    def __init__(
+        self,
+        items: int,
+        fill: Callable[[np.ndarray], int],
+        finish: Callable[[Scores], Any],
+        future: "asyncio.Future[Any]",
+    ) -> None:
+        self.items = items
+        self.fill = fill
+        self.finish = finish
+        self.future = future
+        self.asked = perf_counter()
+        self.rows = 0
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class _Queue:
+    """Shares of one scorer that wait, oldest first."""
+
+    def __init__(self, scorer: Scorer, *, maps: bool) -> None:
+        self.scorer = scorer
+        self.maps = maps
+        self.shares: deque[Share] = deque()
+        self.items = 0
+
+    def add(self, share: Share) -> None:
+        self.shares.append(share)
+        self.items += share.items
+
+    def take(self, most: int) -> list[Share]:
+        """The oldest shares whose requests still wait: at most ``most`` items, or one share."""
+        taken: list[Share] = []
+        room = most
+        while self.shares and (self.shares[0].items <= room or not taken):
+            share = self.shares.popleft()
+            self.items -= share.items
+            if not share.future.done():
+                taken.append(share)
+                room -= share.items
+        return taken
 
 
 class Admission:
     """One per process; used from its event loop only."""
 
-    def __init__(self, concurrency: int, max_items: int, telemetry: Telemetry) -> None:
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="score")
+    def __init__(
+        self,
+        concurrency: int,
+        max_items: int,
+        telemetry: Telemetry,
+        *,
+        batch_max_size: int = 64,
+        batch_max_delay_s: float = 0.0,
+    ) -> None:
+        # twice as many threads as slots: decoding and encoding of large bodies passes batches by
+        self._threads = ThreadPoolExecutor(2 * concurrency, thread_name_prefix="score")
+        self._slots = concurrency
         self._max_items = max_items
-        self._items = 0
+        self._admitted: Counter[str] = Counter()
         self._telemetry = telemetry
+        self._batch_max_size = batch_max_size
+        self._batch_max_delay_s = batch_max_delay_s
+        self._queues: dict[tuple[int, bool], _Queue] = {}
+        self._dispatching = False
 
-    @contextmanager
-    def admit(self, model: str, items: int) -> Iterator[None]:
-        """Room for ``items`` within the block; one request alone always fits.
+    def check_room(self, model: str, items: int = 1) -> None:
+        """Nothing, where ``items`` more would be admitted now.
 
         Raises:
             Overloaded: that many more would be too many in progress.
         """
-        if self._items and self._items + items > self._max_items:
+        admitted = self._admitted[model]
+        if admitted and admitted + items > self._max_items:
             raise Overloaded(
-                f"{self._items} items are in progress and {items} more would exceed "
-                f"{self._max_items}"
+                f"{admitted} items of {model} are in progress and {items} more would exceed "
+                f"{self._max_items} (ANOMALY_QUEUE_MAX_ITEMS)"
             )
-        self._items += items
-        self._telemetry.queue_depth(model, items)
-        try:
-            yield
-        finally:
-            self._items -= items
-            self._telemetry.queue_depth(model, -items)
+
+    def admit(self, model: str, items: int) -> "_Admitted":
+        """A context manager: room for ``items`` of a model within; one request alone always fits.
+
+        Raises:
+            Overloaded: see ``check_room``.
+        """
+        self.check_room(model, items)
+        return _Admitted(self, model, items)
+
+    def count(self, model: str, change: int) -> None:
+        """So many items more, or fewer, of a model are in progress."""
+        self._admitted[model] += change
+        self._telemetry.queue_depth(model, self._admitted[model])
 
     async def run(self, model: str, work: Callable[[], T]) -> T:
         """What ``work`` returns, computed in a thread; the wait for one counts as ``queue``."""
@@ -62,39 +140,235 @@ class Admission:
         return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
 
     async def score(self, scorer: Scorer, x: Float32[np.ndarray, "N ..."], *, maps: bool) -> Scores:
-        """Scores of prepared items of one request.
+        """Scores of prepared items, batched with those of other requests.
 
         Raises:
             DetectorFailure: a runtime failed, or gave something that is not a number.
         """
-        return await self.run(scorer.manifest.name, lambda: self.score_now(scorer, x, maps=maps))
 
-    def score_now(self, scorer: Scorer, x: Float32[np.ndarray, "N ..."], *, maps: bool) -> Scores:
-        """``score`` for code that already runs in one of the threads."""
-        name = scorer.manifest.name
-        scores = scorer.score(x, maps=maps)
-        if not np.isfinite(scores.raw).all() or (
-            scores.maps is not None and not np.isfinite(scores.maps).all()
-        ):
-            raise DetectorFailure(f"{name}: a raw score or residual is not finite")
-        self._telemetry.batch(name, len(x))
-        self._telemetry.phases(name, scores.phases_s)
-        return scores
+        def fill(rows: np.ndarray) -> int:
+            rows[:] = x
+            return len(x)
+
+        return await self.batch(scorer, len(x), fill, lambda scores: scores, maps=maps)
+
+    async def batch(
+        self,
+        scorer: Scorer,
+        items: int,
+        fill: Callable[[np.ndarray], int],
+        finish: Callable[[Scores], T],
+        *,
+        maps: bool,
+        receive: Receive | None = None,
+    ) -> T:
+        """What ``finish`` makes of the scores of the items that ``fill`` wrote.
+
+        Both run in a thread, ``fill`` with this request's rows of the batch; it returns how many
+        of them it used (the first ones), which may be fewer than ``items``.
+
+        Args:
+            scorer: scores the batch; only shares of the same one are batched.
+            items: at most so many rows.
+            fill: writes prepared items; what it raises fails this request alone.
+            finish: gets the scores of exactly the rows that were used.
+            maps: whether residual maps are computed.
+            receive: of the request whose body was read, to notice a client that went away.
+
+        Raises:
+            DetectorFailure: a runtime failed, or gave something that is not a number.
+            ClientDisconnect: the client went away while its items waited.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        key = (id(scorer), maps)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = _Queue(scorer, maps=maps)
+        queue.add(Share(items, fill, finish, future))
+        self._dispatch_soon(loop)
+        if receive is None:
+            return await future
+        watch = _Watch(loop, receive, future)
+        try:
+            return await future
+        finally:
+            watch.end()
+
+    def _dispatch_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """At the end of this turn of the loop, so that requests read together score together."""
+        if not self._dispatching:
+            self._dispatching = True
+            loop.call_soon(self._dispatch, loop)
+
+    def _dispatch(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._dispatching = False
+        now = perf_counter()
+        for key in list(self._queues):
+            if not self._slots:
+                return
+            queue = self._queues.pop(key)  # and to the end of the row, if anything is left
+            wait_s = self._wait_s(queue, now)
+            if wait_s > 0:
+                self._queues[key] = queue
+                loop.call_later(wait_s, self._dispatch_soon, loop)
+                continue
+            shares = queue.take(self._batch_max_size)
+            if queue.shares:
+                self._queues[key] = queue
+            if shares:
+                self._slots -= 1
+                self._threads.submit(self._work, loop, queue.scorer, queue.maps, shares)
+        if self._slots and self._queues and not self._batch_max_delay_s:
+            self._dispatch_soon(loop)
+
+    def _wait_s(self, queue: _Queue, now: float) -> float:
+        if not self._batch_max_delay_s or queue.items >= self._batch_max_size:
+            return 0.0
+        return queue.shares[0].asked + self._batch_max_delay_s - now
+
+    def _work(
+        self, loop: asyncio.AbstractEventLoop, scorer: Scorer, maps: bool, shares: list[Share]
+    ) -> None:
+        """In a thread: the batch from beginning to end; errors go to the shares they belong to."""
+        try:
+            self._score_shares(scorer, shares, maps=maps)
+        except BaseException as error:  # whatever it was, nobody may wait for ever
+            for share in shares:
+                share.error = share.error or error
+        loop.call_soon_threadsafe(self._done, loop, shares)
+
+    def _done(self, loop: asyncio.AbstractEventLoop, shares: list[Share]) -> None:
+        self._slots += 1
+        if self._queues:
+            self._dispatch(loop)
+        for share in shares:
+            if share.future.done():
+                continue
+            if share.error is not None:
+                share.future.set_exception(share.error)
+            else:
+                share.future.set_result(share.result)
+
+    def _score_shares(self, scorer: Scorer, shares: list[Share], *, maps: bool) -> None:
+        name, telemetry = scorer.manifest.name, self._telemetry
+        started = perf_counter()
+        telemetry.queued(name, [started - share.asked for share in shares])
+        x = np.empty((sum(s.items for s in shares), *scorer.shape), np.float32)
+        used = 0
+        for share in shares:
+            try:
+                share.rows = share.fill(x[used : used + share.items])
+                used += share.rows
+            except Exception as error:
+                share.error = error
+        scored = [share for share in shares if share.error is None]
+        try:
+            scores = scorer.score(x[:used], maps=maps)
+            all_finite = scores.finite
+            telemetry.batch(name, used)
+            telemetry.phases(name, scores.phases_s)
+        except DetectorFailure as error:
+            if len(scored) == 1:
+                scored[0].error = error
+                return
+            for share in scored:  # one of them may be what the runtime stumbles on
+                self._score_shares(scorer, [share], maps=maps)
+            return
+        at = 0
+        for share in scored:
+            try:
+                part = scores.part(at, at + share.rows)
+                if not (all_finite or part.finite):
+                    raise DetectorFailure(f"{name}: a raw score or residual is not finite")
+                share.result = share.finish(part)
+            except Exception as error:
+                share.error = error
+            at += share.rows
 
     def close(self) -> None:
         """No further work starts; work in hand ends."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
-@asynccontextmanager
-async def deadline(seconds: float) -> AsyncIterator[None]:
-    """The block ends within ``seconds``; work that has not started by then never does.
+class _Admitted:
+    __slots__ = ("_admission", "_items", "_model")
+
+    def __init__(self, admission: Admission, model: str, items: int) -> None:
+        self._admission, self._model, self._items = admission, model, items
+
+    def __enter__(self) -> None:
+        self._admission.count(self._model, self._items)
+
+    def __exit__(self, *raised: object) -> None:
+        self._admission.count(self._model, -self._items)
+
+
+class _Watch:
+    """Fails ``future`` when the client goes away; looks after a while only, as most answers are
+    there sooner.
+    """
+
+    __slots__ = ("_future", "_loop", "_receive", "_task", "_timer")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, receive: Receive, future: "asyncio.Future[Any]"
+    ) -> None:
+        self._loop, self._receive, self._future = loop, receive, future
+        self._task: asyncio.Task[None] | None = None
+        self._timer = loop.call_later(_WATCH_AFTER_S, self._begin)
+
+    def end(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _begin(self) -> None:
+        self._task = self._loop.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._future.done():
+            self._future.set_exception(ClientDisconnect())
+
+
+class deadline:  # noqa: N801  # reads as a statement: with deadline(2.0)
+    """The block, in a task, ends within ``seconds``; work that has not started by then never does.
+
+    What ``asyncio.timeout`` does, for a fifth of its cost.
 
     Raises:
         DeadlinePassed: it did not.
     """
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise DeadlinePassed(f"not done within {seconds:g} s") from error
+
+    __slots__ = ("_cancelling", "_passed", "_seconds", "_task", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._passed = False
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._timer = task.get_loop().call_later(self._seconds, self._pass)
+
+    def _pass(self) -> None:
+        self._passed = True
+        self._task.cancel()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        if (
+            self._passed
+            and self._task.uncancel() <= self._cancelling
+            and kind is asyncio.CancelledError
+        ):
+            raise DeadlinePassed(f"not done within {self._seconds:g} s") from error

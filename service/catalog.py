@@ -1,53 +1,36 @@
-"""The scorers in memory: found at start, verified, self-tested, and never a reason to stop others.
+"""The scorers in memory: loaded, swapped and let go, and never a reason to stop others.
 
-The active version of a model is the one that ``active.json`` names, else its highest. Loading runs
-in a thread of its own, so that the service answers (``loading``) from its first second.
+The active version of a model is the one that the alias ``stable`` names, else the one that
+``active.json`` names, else the highest at start. One thread does all that takes long: it loads,
+carries out what operators ask for, and looks every second at what others published or decided. So
+the service answers from its first second, and a request keeps the scorer it began with.
 """
 
 import logging
+import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
-from pydantic import ValidationError
-
-from service.contract import store
-from service.contract.errors import (
-    AnomalyError,
-    ArtifactCorrupt,
-    ArtifactNotFound,
-    FieldError,
-    InvalidInput,
-    NotReady,
-)
-from service.contract.manifest import Manifest
+from service import loading
+from service.contract.errors import AnomalyError, ArtifactCorrupt, Conflict, NotReady
+from service.loading import Key
 from service.runtime import Runtime
-from service.scoring import Scorer, self_test
+from service.scoring import Scorer
+from service.served import ROUTES, Entry, Served, Status, Task, Version
+from service.serving_state import FILE, Alias, ModelState, ServingState, StateFile
+
+__all__ = ["ROUTES", "Alias", "Catalog", "Entry", "Status", "Task", "Version"]
 
 log = logging.getLogger(__name__)
 
-Task = Literal["image", "timeseries"]
-Status = Literal["loading", "ready", "failed", "not_loaded"]
-ROUTES: dict[Task, str] = {"image": "/score", "timeseries": "/score/timeseries"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One version of one model and where it stands."""
-
-    name: str
-    version: int
-    active: bool
-    status: Status
-    reason: str = ""
-    manifest: Manifest | None = None
-    scorer: Scorer | None = None
+POLL_S = 1.0
 
 
 class Catalog:
-    """All versions below ``root`` at the time of starting; safe to read from any thread."""
+    """All versions below ``root``; safe to read from any thread."""
 
     def __init__(
         self,
@@ -56,185 +39,323 @@ class Catalog:
         *,
         every_version: bool = False,
         on_change: Callable[[Entry], None] | None = None,
+        state_file: Path | None = None,
     ) -> None:
         self._root = root
         self.runtime = runtime
+        self._every_version = every_version
         self._on_change = on_change
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._active_problem = ""
-        self._defaults: dict[Task, tuple[str, int]] = {}
+        # once the thread runs, it alone changes any of these
+        self._file = StateFile(state_file or root / FILE)
+        self._seen = self._file.signature()
+        self._state, self._state_problem = ServingState(), ""
+        self._entries = {key: loading.found(root, key) for key in sorted(loading.on_disk(root))}
+        self._base = dict(self._entries.keys())  # the highest version of each
+        self._active: dict[str, int] = {}
+        defaults: dict[Task, Key] = {}
+        no_default = ""
         try:
-            self._defaults = _defaults(store.read_active(root), root)
+            defaults = loading.defaults(root)
         except ArtifactCorrupt as error:
-            self._active_problem = str(error)
-        chosen = dict(self._defaults.values())
-        self._entries: dict[tuple[str, int], Entry] = {}
-        for name in store.names(root):
-            versions = store.versions(root, name)
-            named = chosen.get(name)
-            active = named if named in versions else versions[-1]
-            for version in versions:
-                load = every_version or version == active
-                status: Status = "loading" if load else "not_loaded"
-                manifest = _peek(root, name, version)
-                self._entries[name, version] = Entry(
-                    name, version, version == active, status, manifest=manifest
-                )
+            no_default = str(error)
+        self._base |= {name: v for name, v in defaults.values() if (name, v) in self._entries}
+        try:
+            self._state = self._file.read()
+        except ArtifactCorrupt as error:
+            self._state_problem = str(error)
+        for name in self._base:
+            self._activate(name)
+        for key in self._wanted():
+            self._entries[key] = replace(self._entries[key], status="loading")
+        self._now = Served(root, {}, self._state, defaults, no_default)
+        self._show()
 
     def start(self) -> None:
-        """Loading begins in a thread."""
-        self._thread = threading.Thread(target=self._load_all, name="catalog", daemon=True)
+        """Loading begins in a thread, which then waits for changes."""
+        self._thread = threading.Thread(target=self._run, name="catalog", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Loading ends after the version in hand."""
+        """The thread ends after the version in hand."""
         self._stopping.set()
+        self._jobs.put(None)
         if self._thread is not None:
             self._thread.join()
 
     @property
     def loading(self) -> bool:
         """Whether any version is still to be loaded."""
-        return any(e.status == "loading" for e in self._entries.values())
+        return any(e.status == "loading" for e in self._now.entries.values())
 
     def entries(self) -> list[Entry]:
         """Every version, by name and number."""
-        return [self._entries[key] for key in sorted(self._entries)]
+        return list(self._now.entries.values())
 
-    def entry(self, name: str, version: int | None = None) -> Entry:
+    def entry(self, name: str, version: Version | None = None) -> Entry:
         """One version; the active one by default.
 
         Raises:
-            ArtifactNotFound: no such model or version here; the message lists those there are.
+            ArtifactNotFound: no such model or version here, or no such alias; the message lists
+                those there are.
         """
-        mine = [e for e in self.entries() if e.name == name]
-        if not mine:
-            known = ", ".join(sorted({e.name for e in self.entries()})) or "none"
-            late = f"; {name!r} was published after start: restart to load it"
-            hint = late if name in store.names(self._root) else ""
-            raise ArtifactNotFound(f"no model {name!r}; known models: {known}{hint}")
-        for e in mine:
-            if e.version == version or (version is None and e.active):
-                return e
-        late = f"; {version} was published after start: restart to load it"
-        hint = late if version in store.versions(self._root, name) else ""
-        known = ", ".join(str(e.version) for e in mine)
-        raise ArtifactNotFound(
-            f"model {name!r} has no version {version}; known versions: {known}{hint}"
-        )
+        return self._now.entry(name, version)
 
-    def get(self, name: str | None, version: int | None, task: Task) -> Scorer:
+    def get(self, name: str | None, version: Version | None, task: Task) -> Scorer:
         """The scorer to use; the default model of ``task`` and its active version by default.
 
         Raises:
-            ArtifactNotFound: no such model or version, or it is not held in memory.
+            ArtifactNotFound: no such model, version or alias, or it is not held in memory.
             NotReady: it is being loaded, or could not be; the message says why.
             InvalidInput: it scores the other kind of input, or there is no default to use.
         """
-        if name is None:
-            if task not in self._defaults:
-                raise InvalidInput(
-                    f"name a model: {self._active_problem or f'active.json has no {task} default'}",
-                    (FieldError("/model", f"required; known: {self._names(task)}"),),
-                )
-            name, default_version = self._defaults[task]
-            version = version or default_version
-        found = self.entry(name, version)
-        label = f"model {found.name!r} version {found.version}"
-        if found.status == "not_loaded":
-            raise ArtifactNotFound(
-                f"{label} is on disk but not loaded; ANOMALY_LOAD_VERSIONS=all loads every version"
-            )
-        if found.status == "loading":
-            raise NotReady(f"{label} is being loaded")
-        if found.scorer is None:
-            raise NotReady(f"{label} could not be loaded: {found.reason}")
-        has = found.scorer.manifest.task
-        if has != task:
-            raise InvalidInput(
-                f"{label} scores {has} input: post to {ROUTES[has]}",
-                (FieldError("/model", f"{ROUTES[task]} takes {task} models: {self._names(task)}"),),
-            )
-        return found.scorer
+        return self._now.get(name, version, task)
+
+    def candidate_for(self, scorer: Scorer) -> Scorer | None:
+        """The candidate that may be compared with ``scorer``, where that is the active version."""
+        pair = self._now.shadowed.get(scorer.manifest.name)
+        return pair[1] if pair is not None and pair[0] is scorer else None
+
+    def aliases(self, name: str) -> dict[Alias, int]:
+        """The aliases of a model that are set."""
+        return self._now.state.of(name).aliases
 
     def default_for(self, name: str) -> list[Task]:
         """The tasks whose default is this model."""
-        return [task for task, (default, _) in self._defaults.items() if default == name]
+        return [task for task, (default, _) in self._now.defaults.items() if default == name]
 
     def reasons(self) -> list[str]:
         """Why the service is not ready, one line a cause; empty when it is."""
-        found = [self._active_problem] if self._active_problem else []
-        active = [e for e in self.entries() if e.active]
-        found += [
-            f"{e.name}/{e.version}: {e.reason or e.status}" for e in active if e.status != "ready"
-        ]
-        for task, (name, version) in self._defaults.items():
-            e_default = self._entries.get((name, version))
-            where = f"{self._root / store.ACTIVE}: {task} names {name}/{version}"
-            if e_default is None:
-                found.append(f"{where}, which is not there")
-            elif e_default.manifest is not None and e_default.manifest.task != task:
-                found.append(f"{where}, which scores {e_default.manifest.task} input")
-        if not active:
-            found.append(f"{self._root}: holds no model")
-        return found
+        return [self._state_problem] * bool(self._state_problem) + self._now.reasons()
 
-    def _names(self, task: Task) -> str:
-        fitting = (e for e in self.entries() if e.manifest is not None and e.manifest.task == task)
-        return ", ".join(sorted({e.name for e in fitting})) or "none"
+    def load(self, name: str, version: int) -> Future[None]:
+        """Done once the version is in memory, self-tested, and held so after a restart.
 
-    def _load_all(self) -> None:
-        waiting = [e for e in self.entries() if e.status == "loading"]
-        for entry in sorted(waiting, key=lambda e: not e.active):
+        The future raises ``ArtifactNotFound``, or ``Conflict`` when the version cannot be loaded
+        or the decision not be kept; then nothing has changed.
+        """
+
+        def work() -> None:
+            self._hold(name, version)
+            self._decide(name, lambda model: model.holding(version))
+
+        return self._ask(work)
+
+    def unload(self, name: str, version: int) -> Future[None]:
+        """Done once the version is no longer held; requests that began with it end with it.
+
+        The future raises ``ArtifactNotFound``, or ``Conflict`` for the active version, one that an
+        alias names, or when the decision cannot be kept.
+        """
+
+        def decide(model: ModelState) -> ModelState:
+            if version in (model.stable or self._base.get(name), self._active.get(name)):
+                raise Conflict(
+                    f"{name}/{version} is the active version; make another one active first "
+                    f"(PUT /models/{name}/aliases/stable), then unload this one"
+                )
+            return model.releasing(version)
+
+        def work() -> None:
+            entry = self._now.entry(name, version)
+            self._decide(name, decide)
+            if entry.status == "failed":
+                self._set(replace(entry, status="not_loaded", reason=""))
+
+        return self._ask(work)
+
+    def set_alias(self, name: str, alias: Alias, version: int) -> Future[None]:
+        """Done once the version is loaded and the alias names it; for ``stable``: it is active.
+
+        The future raises as that of ``load``, and ``Conflict`` for a version of another task.
+        """
+
+        def decide(model: ModelState) -> ModelState:
+            active = model.stable or self._active.get(name)
+            self._check_task(name, version, active)
+            return model.naming(alias, version, active)
+
+        def work() -> None:
+            self._hold(name, version)
+            self._decide(name, decide)
+
+        return self._ask(work)
+
+    def remove_alias(self, name: str, alias: Alias) -> Future[None]:
+        """Done once the alias names nothing; the version it named stays loaded.
+
+        Without ``stable`` the version of active.json, else the highest at start, is active again.
+        The future raises as that of ``load``, and ``ArtifactNotFound`` for an alias not set.
+        """
+
+        def work() -> None:
+            self._now.entry(name, alias)
+            if alias == "stable" and name in self._base:
+                self._hold(name, self._base[name])
+            self._decide(name, lambda model: model.without(alias))
+
+        return self._ask(work)
+
+    def _ask(self, work: Callable[[], None]) -> Future[None]:
+        """``work`` in the catalog's thread; never begun when cancelled before its turn."""
+        future: Future[None] = Future()
+
+        def job() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            if self._stopping.is_set():
+                future.set_exception(NotReady("the service is ending"))
+                return
+            try:
+                work()
+            except AnomalyError as error:
+                future.set_exception(error)
+            except Exception as error:
+                log.exception("a change failed")
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+
+        self._jobs.put(job)
+        return future
+
+    def _run(self) -> None:
+        self._reconcile()
+        while not self._stopping.is_set():
+            try:
+                job = self._jobs.get(timeout=POLL_S)
+            except queue.Empty:
+                job = None
+            self._poll()
+            if job is not None:
+                job()
+        while not self._jobs.empty():  # they are told that the service is ending
+            if (job := self._jobs.get()) is not None:
+                job()
+
+    def _poll(self) -> None:
+        """What others published or decided since is known here, and carried out."""
+        try:
+            self._discover()
+            signature = self._file.signature()
+            if signature != self._seen:
+                self._seen = signature
+                self._state = self._file.read()
+                self._state_problem = ""
+                self._reconcile(again=True)
+        except ArtifactCorrupt as error:  # what was decided before stays in force
+            log.error("%s", error)
+        except Exception:  # a volume that is away must not end the thread
+            log.exception("%s could not be looked at", self._root)
+
+    def _discover(self) -> None:
+        there = loading.on_disk(self._root)
+        gone = {k for k, e in self._entries.items() if e.scorer is None and not e.active} - there
+        new = there - set(self._entries)
+        for key in gone:
+            del self._entries[key]
+        for key in new:
+            log.info("%s/%d was published", *key)
+            self._entries[key] = loading.found(self._root, key)
+        if gone:
+            self._show()
+        if new:  # they may be asked for by settings, or by a decision that was here first
+            self._reconcile()
+
+    def _hold(self, name: str, version: int) -> None:
+        """Nothing, once the version is loaded, though not yet for good.
+
+        Raises:
+            ArtifactNotFound: there is none.
+            Conflict: it cannot be loaded; the message says why.
+        """
+        entry = self._now.entry(name, version)
+        if entry.scorer is None and (entry := self._load(entry)).scorer is None:
+            raise Conflict(f"{name}/{version} was not loaded: {entry.reason}")
+
+    def _check_task(self, name: str, version: int, active: int | None) -> None:
+        new, old = self._entries[name, version].manifest, None
+        if active is not None and (name, active) in self._entries:
+            old = self._entries[name, active].manifest
+        if new is not None and old is not None and new.task != old.task:
+            raise Conflict(
+                f"{name}/{version} scores {new.task} input, the active version {old.task} input"
+            )
+
+    def _decide(self, name: str, decide: Callable[[ModelState], ModelState]) -> None:
+        """The decision is kept and carried out; where it cannot be kept, nothing changes."""
+        try:
+            self._state, self._seen = self._file.change(name, decide)
+        finally:
+            self._reconcile()
+
+    def _reconcile(self, *, again: bool = False) -> None:
+        """In memory is what settings and decisions ask for, as far as it can be loaded.
+
+        Args:
+            again: what failed is tried once more.
+        """
+        waiting = ("loading", "not_loaded", "failed") if again else ("loading", "not_loaded")
+        wanted = self._wanted()
+        for key in wanted:
             if self._stopping.is_set():
                 return
-            self._set(self._load(entry))
+            if self._entries[key].status in waiting:
+                self._load(self._entries[key])
+        for name in {name for name, _ in self._entries}:
+            self._activate(name)
+        for key, entry in list(self._entries.items()):
+            active = self._active.get(entry.name) == entry.version
+            if entry.scorer is not None and key not in wanted and not active:
+                log.info("%s/%d unloaded", *key)
+                self._set(replace(entry, status="not_loaded", reason="", scorer=None))
+        self._show()
+
+    def _wanted(self) -> list[Key]:
+        return loading.wanted(
+            self._entries, self._state, self._base, every_version=self._every_version
+        )
+
+    def _activate(self, name: str) -> None:
+        """The version to be active is so, unless it failed and the one before still serves."""
+        target = loading.target(name, self._entries, self._state, self._base)
+        if target is None:  # found after start: the first that is loaded
+            held = self._state.of(name).loaded
+            every = sorted((v for n, v in self._entries if n == name), reverse=True)
+            ready = [v for v in (*held, *every) if self._ready(name, v)]
+            if not ready:
+                return
+            self._base[name] = target = ready[0]
+        before = self._active.get(name)
+        if before is None or self._ready(name, target) or not self._ready(name, before):
+            self._active[name] = target
+
+    def _ready(self, name: str, version: int) -> bool:
+        entry = self._entries.get((name, version))
+        return entry is not None and entry.status == "ready"
 
     def _load(self, entry: Entry) -> Entry:
-        manifest = None
-        try:
-            artifact = store.open_artifact(self._root, entry.name, entry.version)
-            manifest = artifact.manifest
-            scorer = Scorer.open(artifact, self.runtime)
-            self_test(scorer, artifact)
-        except AnomalyError as error:
-            log.error("%s/%d not loaded: %s", entry.name, entry.version, error)
-            return replace(entry, status="failed", reason=str(error), manifest=manifest)
-        except Exception as error:  # one broken artifact must not take the others down
-            log.exception("%s/%d not loaded", entry.name, entry.version)
-            where = self._root / entry.name / str(entry.version)
-            reason = f"{where}: {type(error).__name__} while loading: {error}"
-            return replace(entry, status="failed", reason=reason, manifest=manifest)
-        log.info("%s/%d ready", entry.name, entry.version)
-        return replace(entry, status="ready", manifest=manifest, scorer=scorer)
+        """The entry after loading, ``ready`` or ``failed``; while it lasts, it is ``loading``."""
+        if entry.status != "loading":
+            self._set(replace(entry, status="loading", reason=""))
+        after = loading.load(self._root, self.runtime, entry)
+        self._set(after)
+        return after
 
     def _set(self, entry: Entry) -> None:
         self._entries[entry.name, entry.version] = entry
+        self._show()
         if self._on_change is not None:
             self._on_change(entry)
 
-
-def _defaults(active: store.Active, root: Path) -> dict[Task, tuple[str, int]]:
-    found: dict[Task, tuple[str, int]] = {}
-    named: tuple[tuple[Task, str | None], ...] = (
-        ("image", active.image),
-        ("timeseries", active.timeseries),
-    )
-    for task, text in named:
-        if text is None:
-            continue
-        name, slash, version = text.partition("/")
-        if not slash or not version.isdecimal():
-            raise ArtifactCorrupt(f"{root / store.ACTIVE}: {task}: {text!r} is not name/version")
-        found[task] = (name, int(version))
-    return found
-
-
-def _peek(root: Path, name: str, version: int) -> Manifest | None:
-    """The manifest before it was verified, for listings only."""
-    try:
-        raw = (root / name / str(version) / store.MANIFEST).read_bytes()
-        return Manifest.model_validate_json(raw)
-    except (OSError, ValidationError):
-        return None
+    def _show(self) -> None:
+        """Readers see things as they are now."""
+        for key, entry in self._entries.items():
+            active = self._active.get(entry.name) == entry.version
+            if entry.active != active:
+                self._entries[key] = replace(entry, active=active)
+        shown = {key: self._entries[key] for key in sorted(self._entries)}
+        now = self._now
+        self._now = Served(self._root, shown, self._state, now.defaults, now.no_default)

@@ -25,12 +25,15 @@ from service.contract.errors import (
     NotReady,
     Overloaded,
     RateLimited,
+    StreamNotFound,
     Unauthenticated,
+    Unavailable,
     UnsupportedMedia,
 )
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 20
+PROTOCOL_PATH = "/v2"
 
 # exception -> status, slug of the problem's type, seconds to wait; the first that fits counts
 TABLE: tuple[tuple[type[AnomalyError], int, str, int | None], ...] = (
@@ -38,6 +41,7 @@ TABLE: tuple[tuple[type[AnomalyError], int, str, int | None], ...] = (
     (Unauthenticated, 401, "unauthenticated", None),
     (Forbidden, 403, "forbidden", None),
     (ArtifactNotFound, 404, "model-not-found", None),
+    (StreamNotFound, 404, "stream-not-found", None),
     (Conflict, 409, "conflict", None),
     (InputTooLarge, 413, "input-too-large", None),
     (UnsupportedMedia, 415, "unsupported-media", None),
@@ -47,6 +51,7 @@ TABLE: tuple[tuple[type[AnomalyError], int, str, int | None], ...] = (
     (NotReady, 503, "model-not-ready", 5),
     (ArtifactError, 503, "model-not-ready", 60),
     (Overloaded, 503, "overloaded", 1),
+    (Unavailable, 503, "unavailable", 1),
     (DeadlinePassed, 504, "deadline-passed", None),
 )
 TITLES = {
@@ -54,6 +59,7 @@ TITLES = {
     "unauthenticated": "A key is needed",
     "forbidden": "This key may not do that",
     "model-not-found": "No such model or version",
+    "stream-not-found": "No such stream",
     "conflict": "Not possible in this state",
     "input-too-large": "More than this service accepts",
     "unsupported-media": "A kind of content that is not accepted",
@@ -62,6 +68,7 @@ TITLES = {
     "internal-error": "Internal error",
     "model-not-ready": "Not ready",
     "overloaded": "Too much is waiting already",
+    "unavailable": "A store that is needed cannot be used",
     "deadline-passed": "Not done in time",
 }
 INTERNAL_DETAIL = "The service failed; its log holds the cause under this request id."
@@ -103,6 +110,8 @@ def problem(
         body["errors"] = shown
     if retry_after_s is not None:
         body["retry_after_s"] = retry_after_s
+    if request.url.path.startswith(PROTOCOL_PATH):
+        body["error"] = body["detail"]  # where clients of that protocol look
     return body | members
 
 
@@ -126,19 +135,29 @@ def problem_response(body: Mapping[str, Any], headers: Mapping[str, str] | None 
     return Response(orjson.dumps(body), body["status"], all_headers, MEDIA_TYPE)
 
 
+def _reject(request: Request, body: Mapping[str, Any]) -> None:
+    request.app.state.resources.telemetry.rejected(body["type"].rpartition(":")[2])
+
+
+def response_of(request: Request, error: AnomalyError) -> Response:
+    """The answer to one of our exceptions, counted; a bug is raised again.
+
+    Raises:
+        AnomalyError: ``error`` itself, where it is no problem of the request.
+    """
+    body = problem_of(request, error)
+    if body["status"] == HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise error
+    _reject(request, body)
+    return problem_response(body)
+
+
 def install(app: FastAPI) -> None:
     """Every error of ``app`` but a bug is answered with a problem; bugs: ``request_context``."""
 
-    def reject(request: Request, body: dict[str, Any]) -> None:
-        request.app.state.resources.telemetry.rejected(body["type"].rpartition(":")[2])
-
     async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, AnomalyError)
-        body = problem_of(request, error)
-        if body["status"] == HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise error
-        reject(request, body)
-        return problem_response(body)
+        return response_of(request, error)
 
     async def validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -148,7 +167,7 @@ def install(app: FastAPI) -> None:
         )
         detail = "; ".join(f"{e.pointer.lstrip('/')}: {e.detail}" for e in errors[:3])
         body = problem(request, 422, "invalid-input", detail, errors)
-        reject(request, body)
+        _reject(request, body)
         return problem_response(body)
 
     async def http(request: Request, error: Exception) -> Response:

@@ -8,6 +8,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from service.contract.manifest import ImageInput
+from service.detectors.base import Neighbour
+from service.evidence import place_in_frame
+
 # black - violet - red - yellow: lightness rises evenly, after matplotlib's "inferno"
 _ANCHORS = np.array(
     [
@@ -31,6 +35,7 @@ _COLOURS: UInt8[np.ndarray, "256 3"] = np.stack(
     axis=1,
 ).astype(np.uint8)
 _OPACITY = np.minimum(np.arange(256) * 1.2, 230).astype(np.uint8)
+THUMBNAIL_SIDE = 96
 
 
 def float32_map(residual: Float32[np.ndarray, "H W"]) -> dict[str, Any]:
@@ -69,6 +74,25 @@ def heatmap_map(
 ) -> dict[str, Any]:
     """``heatmap`` as a member of a JSON answer."""
     return _member("heatmap", residual.shape, map_scale, heatmap(residual, pixels, map_scale))
+
+
+def thumbnail(pixels: UInt8[np.ndarray, "C H W"]) -> str:
+    """A PNG, base64, of a grey or RGB picture; shrunk where a side is longer than 96 pixels."""
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return b64encode(_png(image)).decode("ascii")
+
+
+def neighbour_member(
+    spec: ImageInput, neighbour: Neighbour, height: int, width: int
+) -> dict[str, Any]:
+    """A neighbour of an uploaded image of this size as a member of a JSON answer."""
+    return {
+        "distance": neighbour.distance,
+        "row": neighbour.row,
+        "place": place_in_frame(spec, neighbour, height, width),
+        "decoded": thumbnail(neighbour.pixels),
+    }
 
 
 def _member(encoding: str, shape: tuple[int, ...], scale: float, raw: bytes) -> dict[str, Any]:

@@ -5,8 +5,13 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from service.batching import Admission
+from service.cache import ResultCache
 from service.catalog import Catalog
+from service.rate_limits import RateLimits
+from service.redis_link import RedisLink
 from service.settings import Settings
+from service.shadow import Shadow
+from service.stream_store import StreamStore
 from service.telemetry import Telemetry
 
 
@@ -18,6 +23,13 @@ class Resources:
     catalog: Catalog
     admission: Admission
     telemetry: Telemetry
+    shadow: Shadow
+    redis: RedisLink | None
+    """None where none is configured."""
+    cache: ResultCache
+    rate_limits: RateLimits
+    streams: StreamStore | None
+    """None where processes would have to share them and cannot."""
 
 
 def resources_of(request: Request) -> Resources:

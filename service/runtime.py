@@ -62,19 +62,67 @@ class NeighbourIndex:
         self._threads = threads
         self.size = int(index.ntotal)
         self.dimension = int(index.d)
+        flat = isinstance(index, faiss.IndexScalarQuantizer | faiss.IndexFlat)
+        small = self.size * (self.dimension + 1) <= _MATRIX_CELLS
+        self._matrix = _Matrix(index.reconstruct_n(0, self.size)) if flat and small else None
 
     def search(
         self, z: Float32[np.ndarray, "N Z"], k: int
     ) -> tuple[Float32[np.ndarray, "N K"], Int64[np.ndarray, "N K"]]:
         """FAISS's own distances and row numbers of the ``k`` nearest; -1 where fewer were found.
 
-        The distances of a flat L2 index are squared. FAISS may round them differently for small
-        and large batches: a detector that must not depend on its batch recomputes them.
+        The distances of a flat L2 index are squared, and its rows come in no order where many are
+        asked for at once. They may be rounded differently for small and large batches: a detector
+        that must not depend on its batch recomputes them.
         """
+        if self._matrix is not None and len(z) > 1 and k <= self._matrix.blocks:
+            return self._matrix.search(z, k)
         # OpenMP keeps this number for each calling thread
         faiss.omp_set_num_threads(self._threads)
         distances, ids = self._index.search(np.ascontiguousarray(z, dtype=np.float32), k)
         return distances, ids
+
+
+_MATRIX_CELLS = 1 << 22  # 16 MiB; larger ones leave the caches, and halves are read faster
+_ROWS_AT_ONCE = 64
+
+
+class _Matrix:
+    """Exhaustive search by one matrix product, 2-3 times as fast as scanning for batches.
+
+    Half the squared distance, less |z|^2 / 2, is linear in (z, 1). Rows i, i + blocks, i + 2 blocks
+    ... share a block; the k nearest lie in the k blocks whose minima are smallest, so that only
+    k x ``_SIDE`` candidates need ranking.
+    """
+
+    _SIDE = 32
+
+    def __init__(self, latents: Float32[np.ndarray, "B Z"]) -> None:
+        n, z = latents.shape
+        self.blocks = -(-n // self._SIDE)
+        columns = np.zeros((z + 1, self.blocks * self._SIDE), dtype=np.float32)
+        columns[z] = np.finfo(np.float32).max  # padding is infinitely far
+        columns[:z, :n] = -latents.T
+        columns[z, :n] = 0.5 * np.square(latents).sum(axis=1)
+        self._columns = columns
+
+    def search(
+        self, z: Float32[np.ndarray, "N Z"], k: int
+    ) -> tuple[Float32[np.ndarray, "N K"], Int64[np.ndarray, "N K"]]:
+        parts = [self._some(z[i : i + _ROWS_AT_ONCE], k) for i in range(0, len(z), _ROWS_AT_ONCE)]
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+    def _some(self, z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        n, side, blocks = len(z), self._SIDE, self.blocks
+        # the extra 1 picks the row of |latent|^2 / 2
+        extended = np.concatenate([z, np.ones((n, 1), dtype=np.float32)], axis=1)
+        half = (extended @ self._columns).reshape(n, side, blocks)
+        near = np.argpartition(half.min(axis=1), k - 1, axis=1)[:, :k]
+        candidates = half[np.arange(n)[:, None], :, near].reshape(n, -1)
+        best = np.argpartition(candidates, k - 1, axis=1)[:, :k]
+        ids = best % side * blocks + np.take_along_axis(near, best // side, axis=1)
+        length = np.square(z).sum(axis=1, keepdims=True)
+        return 2 * np.take_along_axis(candidates, best, axis=1) + length, ids
 
 
 @dataclass(frozen=True)
@@ -86,8 +134,13 @@ class Runtime:
     """Threads of one graph; 0 = one per core this process may use."""
 
     @property
+    def cores(self) -> int:
+        """Cores this process may use."""
+        return len(os.sched_getaffinity(0))
+
+    @property
     def thread_count(self) -> int:
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or self.cores
 
     def session(self, path: Path) -> Session:
         """The graph of an ONNX file on this runtime's provider.

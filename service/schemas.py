@@ -4,9 +4,38 @@ dicts (38,000 windows an answer are nothing unusual) and documented, and tested,
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from service.served import Version
+from service.serving_state import ALIASES
 
 MapMode = Literal["none", "png", "heatmap", "float32"]
+THRESHOLD = "anomalous is raw_score > threshold; null with an fdr that no item alone could meet."
+RATE = "anomalous is p_value <= fpr; with fdr, the p-value at which this request was cut off."
+
+
+def asked_version(value: int | str) -> Version:
+    """A version as callers write it: a number, or an alias.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    text = str(value)
+    for alias in ALIASES:
+        if text == alias:
+            return alias
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= 1):
+        raise ValueError(f"must be a version number from 1 on, {' or '.join(ALIASES)}")
+    return int(text)
+
+
+AskedVersion = Annotated[
+    int | Literal["stable", "candidate"],
+    BeforeValidator(asked_version),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "enum": list(ALIASES)}]}
+    ),
+]
 
 
 class Query(BaseModel):
@@ -17,8 +46,10 @@ class Query(BaseModel):
     model: str | None = Field(
         None, description="Name of a model; default: the one active.json names for this route."
     )
-    version: int | None = Field(
-        None, ge=1, description="Version of the model; default: its active one."
+    version: AskedVersion | None = Field(
+        None,
+        description="Version of the model, or the alias stable or candidate; default: its active "
+        "one.",
     )
     fpr: float | None = Field(
         None,
@@ -29,14 +60,33 @@ class Query(BaseModel):
     )
 
 
+Fdr = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        lt=1,
+        description="In place of fpr: the share of false alarms among what this request calls "
+        "anomalous, on average over requests (Benjamini-Hochberg over its scorable items).",
+    ),
+]
+
+
 class ScoreQuery(Query):
     """Query of POST /score."""
 
     map: MapMode = Field("png", description="How residual maps are returned.")
+    fdr: Fdr = None
+    evidence: int | None = Field(
+        None,
+        ge=1,
+        le=16,
+        description="How many of the nearest normal training items to show for each image, as the "
+        "network remembers them; for families that keep a bank of them.",
+    )
 
 
-class SeriesQuery(Query):
-    """Query of POST /score/timeseries."""
+class StreamQuery(Query):
+    """Query of POST /streams/{id}/rows."""
 
     map: Literal["none", "float32"] = Field(
         "none", description="float32: the L x D residual of each window."
@@ -47,6 +97,12 @@ class SeriesQuery(Query):
         le=1_000_000,
         description="Rows from one window to the next; default: the artifact's.",
     )
+
+
+class SeriesQuery(StreamQuery):
+    """Query of POST /score/timeseries."""
+
+    fdr: Fdr = None
 
 
 class Body(BaseModel):
@@ -74,6 +130,8 @@ class Problem(Body):
     errors: list[FieldProblem] | None = None
     retry_after_s: int | None = None
     reasons: list[str] | None = Field(None, description="/readyz: what is not ready and why.")
+    error: str | None = Field(None, description="/v2: the detail, by the name of that protocol.")
+    ready: Literal[False] | None = Field(None, description="/v2: where readiness was asked for.")
 
 
 class ResidualMap(Body):
@@ -99,6 +157,27 @@ class RegionBody(Body):
     peak: float
 
 
+class Place(Body):
+    """A part of the uploaded image, in its pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+class NeighbourBody(Body):
+    """A normal training item near an image, or near its patch that is furthest from all of them."""
+
+    distance: float = Field(ge=0, description="In the latent space of the model.")
+    row: int = Field(description="Of the artifact's bank.")
+    place: Place = Field(description="What was compared: the image, or the patch of it.")
+    decoded: str = Field(
+        description="PNG, base64, at most 96 x 96: the item decoded from its latent, which is the "
+        "network's memory of it and not the photograph."
+    )
+
+
 class ImageResult(Body):
     """The score of one image."""
 
@@ -106,12 +185,15 @@ class ImageResult(Body):
     score: float = Field(ge=0, le=1, description="1 - p_value.")
     p_value: float = Field(gt=0, le=1, description="Share of normal items scoring at least this.")
     raw_score: float = Field(description="The detector's own score; higher is more anomalous.")
-    threshold: float = Field(description="anomalous is raw_score > threshold.")
-    fpr: float
+    threshold: float | None = Field(description=THRESHOLD)
+    fpr: float = Field(description=RATE)
     decision: Literal["normal", "review", "anomalous"]
     residual_map: ResidualMap | None
     regions: list[RegionBody] = Field(
         description="At most 32, highest peak first; [] for map=none."
+    )
+    evidence: list[NeighbourBody] | None = Field(
+        None, description="Nearest first; only where the query asks for it."
     )
 
 
@@ -130,6 +212,7 @@ class ScoreBody(Body):
     family: str
     provider: str
     request_id: str
+    warnings: list[str] | None = Field(None, description="What fdr could not do; only with fdr.")
     results: list[ImageResult | ItemError]
 
 
@@ -149,8 +232,8 @@ class WindowResult(Body):
     score: float | None
     p_value: float | None
     raw_score: float | None
-    threshold: float
-    fpr: float
+    threshold: float | None = Field(description=THRESHOLD)
+    fpr: float = Field(description=RATE)
     decision: Literal["normal", "review", "anomalous", "not_scorable"]
     reason: Literal["missing_values", "time_gap", "constant_sensor", "out_of_range"] | None = Field(
         None, description="Why a window is not scorable."
@@ -175,13 +258,74 @@ class SeriesBody(Body):
     results: list[WindowResult]
 
 
+class StreamAppended(SeriesBody):
+    """Answer of POST /streams/{id}/rows; rows, windows and results are those of this append, and
+    ``index``, ``start`` and ``end`` count from the first row of the stream.
+    """
+
+    stream: str
+    rows_seen: int = Field(description="Rows since the stream began.")
+    rows_buffered: int = Field(description="The last of them, which windows to come still need.")
+
+
+class EventBody(Body):
+    """A run of consecutive windows that were anomalous or up for review."""
+
+    start: int = Field(description="First row of its first window.")
+    end: int = Field(description="One more than the last row of its last window.")
+    windows: int
+    peak: float = Field(description="The highest score among them.")
+    decision: Literal["review", "anomalous"] = Field(description="anomalous, where any was.")
+
+
+class StreamBody(Body):
+    """Answer of GET /streams/{id}."""
+
+    stream: str
+    model: str
+    version: int
+    stride: int
+    timestamps: bool = Field(description="Whether its rows have timestamps.")
+    rows_seen: int
+    rows_buffered: int
+    windows: int
+    results: list[WindowResult] = Field(description="The last 20, without residual maps.")
+    events: list[EventBody] = Field(description="The last 100, oldest first.")
+
+
 class VersionSummary(Body):
     """One version in a list."""
 
     version: int
     active: bool
+    aliases: list[Literal["stable", "candidate"]]
     status: Literal["loading", "ready", "failed", "not_loaded"]
     reason: str | None = Field(description="Why it failed.")
+
+
+class VersionState(VersionSummary):
+    """Answer of POST /models/{name}/versions/{version}/load and /unload."""
+
+    name: str
+
+
+class AliasBody(Body):
+    """Body of PUT /models/{name}/aliases/{alias}."""
+
+    version: int = Field(ge=1, strict=True)
+
+
+class ShadowBody(Body):
+    """How a candidate compares with the active version, on a share of real requests."""
+
+    candidate: int
+    share: float = Field(description="ANOMALY_SHADOW_SHARE")
+    reason: str | None = Field(description="Why the two cannot be compared.")
+    scored: int = Field(description="Items that the candidate scored, since the service began.")
+    flipped: int = Field(description="Of these, items on which its decision is another.")
+    flip_rate: float | None = Field(description="flipped / scored")
+    dropped: int = Field(description="Items it was to score while the service was busy.")
+    errors: int = Field(description="Items on which it failed.")
 
 
 class ModelBody(Body):
@@ -191,7 +335,11 @@ class ModelBody(Body):
     title: str | None
     family: str | None
     task: Literal["image", "timeseries"] | None
-    active_version: int
+    active_version: int | None = Field(
+        description="null for a model published after start of which no version is loaded."
+    )
+    aliases: dict[Literal["stable", "candidate"], int]
+    shadow: ShadowBody | None = Field(description="Only with a candidate.")
     default_for: list[Literal["image", "timeseries"]]
     status: Literal["loading", "ready", "failed", "not_loaded"]
     versions: list[VersionSummary]

@@ -12,7 +12,12 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from service.contract.calibration import Calibration
-from service.contract.errors import ArtifactCorrupt, ArtifactIncompatible, SelfTestFailed
+from service.contract.errors import (
+    ArtifactCorrupt,
+    ArtifactIncompatible,
+    DetectorFailure,
+    SelfTestFailed,
+)
 from service.contract.manifest import ImageInput, Manifest, SeriesInput
 from service.contract.preprocess import Windows, prepare_images, prepare_series
 from service.contract.store import CALIBRATION, GOLDEN, Artifact
@@ -36,6 +41,18 @@ class Scores:
         """Calibrated score in [0, 1): 1 - p."""
         return 1.0 - self.p_value
 
+    @property
+    def finite(self) -> bool:
+        """Whether every raw score and residual is a number."""
+        if not np.isfinite(self.raw).all():
+            return False
+        return self.maps is None or bool(np.isfinite(self.maps).all())
+
+    def part(self, first: int, end: int) -> "Scores":
+        """The scores of items ``first`` to ``end``."""
+        maps = None if self.maps is None else self.maps[first:end]
+        return Scores(self.raw[first:end], self.p_value[first:end], maps)
+
 
 class Scorer:
     """An artifact ready to score."""
@@ -47,6 +64,8 @@ class Scorer:
         self.detector = detector
         self.calibration = calibration
         self.digest = digest
+        self.shape = manifest.input.shape
+        """(C, H, W) or (L, D) of a prepared item."""
 
     @classmethod
     def open(cls, artifact: Artifact, runtime: Runtime) -> Self:
@@ -75,6 +94,8 @@ class Scorer:
             DetectorFailure: a runtime failed.
         """
         scores, found_maps, phases = run_detector(self.detector, x, maps=maps)
+        if len(scores) != len(x) or (found_maps is not None and len(found_maps) != len(x)):
+            raise DetectorFailure(f"{self.manifest.name}: {len(scores)} scores for {len(x)} items")
         started = perf_counter()
         p_value = self.calibration.p_value(scores)
         phases["postprocess"] = phases.get("postprocess", 0.0) + perf_counter() - started
@@ -129,17 +150,20 @@ def run_detector(
     detector: Detector, x: Float32[np.ndarray, "N ..."], *, maps: bool
 ) -> tuple[Float64[np.ndarray, " N"], Float32[np.ndarray, "N A B"] | None, dict[str, float]]:
     """Raw scores, maps and seconds by phase, in sub-batches of at most ``detector.max_batch``."""
+    if 0 < len(x) <= detector.max_batch:
+        found = detector.detect(x, maps=maps)
+        return found.scores, found.maps, dict(found.phases_s)
     phases: dict[str, float] = {}
-    scores = np.empty(len(x), dtype=np.float64)
-    found: list[np.ndarray] = []
-    for i in range(0, len(x), detector.max_batch):
-        part = detector.detect(x[i : i + detector.max_batch], maps=maps)
-        scores[i : i + detector.max_batch] = part.scores
-        if part.maps is not None:
-            found.append(part.maps)
+    parts = [
+        detector.detect(x[i : i + detector.max_batch], maps=maps)
+        for i in range(0, len(x), detector.max_batch)
+    ]
+    for part in parts:
         for phase, seconds in part.phases_s.items():
             phases[phase] = phases.get(phase, 0.0) + seconds
-    return scores, np.concatenate(found) if found else None, phases
+    scores = np.concatenate([np.empty(0), *(part.scores for part in parts)])
+    found_maps = [part.maps for part in parts if part.maps is not None]
+    return scores, np.concatenate(found_maps) if found_maps else None, phases
 
 
 def golden_scores(scorer: Scorer, golden: dict[str, np.ndarray]) -> Scores:

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.rate_limits import Rate
 from service.runtime import Provider
 
 
@@ -29,10 +30,14 @@ class Settings(BaseSettings):
     )
     threads: int = Field(0, ge=0, description="Threads of one graph; 0 = one a core.")
     concurrency: int = Field(
-        4, ge=1, le=256, description="Requests of one process that decode or score at once."
+        0, ge=0, le=256, description="Batches one process scores at once; 0 = one a core."
+    )
+    batch_max_size: int = Field(64, ge=1, description="Items of several requests scored together.")
+    batch_max_delay_ms: float = Field(
+        0.0, ge=0, description="Wait for a batch to fill; 0 = score as soon as a thread is free."
     )
     queue_max_items: int = Field(
-        256, ge=1, description="Images and recordings in progress beyond which new ones get 503."
+        256, ge=1, description="Items of a model in progress beyond which new ones get 503."
     )
     request_timeout_s: float = Field(
         60.0, gt=0, description="Seconds after which a request is answered with 504."
@@ -50,6 +55,59 @@ class Settings(BaseSettings):
     max_map_pixels: int = Field(
         64_000_000, ge=1, description="Residual map values in one answer; bounds its size."
     )
+    redis_url: SecretStr | None = Field(
+        None, description="redis://, rediss:// or unix:// of a Redis; unset = in-process."
+    )
+    redis_url_file: Path | None = Field(
+        None, description="File that holds the URL, to keep its password out of the environment."
+    )
+    cache_ttl_s: float = Field(
+        300.0, ge=0, description="Seconds for which a computed answer is reused; 0 = never."
+    )
+    cache_max_bytes: int = Field(
+        32 * 1024 * 1024,
+        ge=0,
+        description="Bytes of cached answers in a process; one may take an eighth.",
+    )
+    stream_ttl_s: float = Field(
+        86400.0, ge=1, description="Seconds without an append after which a stream is forgotten."
+    )
+    streams_max: int = Field(256, ge=1, description="Streams that are kept without a Redis.")
+    rate_limit: str | None = Field(
+        None, description="Scorings a caller may ask for: 100/s, 600/min, 5000/h; unset = any."
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File of keys, one name:scope[,scope]:secret a line; read when changed."
+    )
+    api_keys: SecretStr | None = Field(
+        None, description="The same as text, keys separated by semicolons."
+    )
+    state_file: Path | None = Field(
+        None,
+        description="Where aliases and loaded versions are kept; unset = serving.json beside the "
+        "models.",
+    )
+    shadow_share: float = Field(
+        0.0, ge=0, le=1, description="Share of requests that a model's candidate scores as well."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
     )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="How log lines are written; auto is text in a terminal, else json."
+    )
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _rate(cls, value: str | None) -> str | None:
+        if value is not None:
+            Rate.parse(value)
+        return value
+
+    def redis(self) -> str | None:
+        """The URL of the Redis to use, from wherever it was given."""
+        if self.redis_url is not None:
+            return self.redis_url.get_secret_value()
+        if self.redis_url_file is not None:
+            return self.redis_url_file.read_text().strip()
+        return None

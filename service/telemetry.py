@@ -3,10 +3,12 @@
 """
 
 import os
+from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from time import perf_counter
-from typing import cast
+from typing import Literal, cast
 
 from prometheus_client import (
     CollectorRegistry,
@@ -41,6 +43,8 @@ _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192, 32768)
 _SCORE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNMATCHED = "unmatched"
+ShadowResult = Literal["same", "flipped", "dropped", "error"]
+SHADOW_RESULTS: tuple[ShadowResult, ...] = ("same", "flipped", "dropped", "error")
 
 
 class Telemetry:
@@ -71,7 +75,7 @@ class Telemetry:
         )
         self._phase = Histogram(
             "anomaly_phase_duration_seconds",
-            "Time a request spends in each phase: decode, queue, preprocess, infer, search, "
+            "Time of each phase: queue of a request; of a batch decode, preprocess, infer, search, "
             "postprocess, encode.",
             ("model", "phase"),
             buckets=_PHASE_SECONDS,
@@ -97,6 +101,13 @@ class Telemetry:
             buckets=_SCORE,
             registry=r,
         )
+        # looked up many times a request; their labels are few
+        self._http_of = cache(self._http.labels)
+        self._items_of = cache(self._items.labels)
+        self._batch_size_of = cache(self._batch_size.labels)
+        self._phase_of = cache(self._phase.labels)
+        self._queue_depth_of = cache(self._queue_depth.labels)
+        self._score_of = cache(self._score.labels)
         self._model_info = Gauge(
             "anomaly_model_info",
             "1 for each loaded model; its labels say what it is.",
@@ -104,6 +115,14 @@ class Telemetry:
             multiprocess_mode="livemax",
             registry=r,
         )
+        self._shadow = Counter(
+            "anomaly_shadow_items_total",
+            "Items that a candidate was to score as well: its decision was the same or flipped; "
+            "dropped: the service was busy; error: it failed.",
+            ("model", "version", "result"),
+            registry=r,
+        )
+        self._infos: dict[tuple[str, int], tuple[str, str, str]] = {}
         self._model_ready = Gauge(
             "anomaly_model_ready",
             "1 where a model is loaded and its golden examples score as at publishing.",
@@ -112,10 +131,33 @@ class Telemetry:
             registry=r,
         )
 
+        self._cache = Counter(
+            "anomaly_cache_requests_total",
+            "Look-ups of results computed before; error: the store failed or held something else.",
+            ("result",),
+            registry=r,
+        )
+        self._redis_up: Gauge | None = None
+
+    def cache_request(self, result: Literal["hit", "miss", "error"]) -> None:
+        """One look-up of a cached result, or a write that failed."""
+        self._cache.labels(result).inc()
+
+    def redis_up(self, up: bool) -> None:
+        """Whether Redis answers in time; exposed only where Redis is configured."""
+        if self._redis_up is None:
+            self._redis_up = Gauge(
+                "anomaly_redis_up",
+                "1 where Redis answers every process within its budget; absent without Redis.",
+                multiprocess_mode="livemin",
+                registry=self._registry,
+            )
+        self._redis_up.set(int(up))
+
     def request_done(self, route: str, method: str, status: int, seconds: float) -> None:
         """One answered request. ``route`` is a template, so that labels stay few."""
         known = method if method in _METHODS else "OTHER"
-        self._http.labels(route, known, str(status)).observe(seconds)
+        self._http_of(route, known, str(status)).observe(seconds)
 
     def rejected(self, reason: str) -> None:
         """One request refused; ``reason`` is the slug of a problem type."""
@@ -125,32 +167,40 @@ class Telemetry:
         self, model: str, version: int, decisions: Sequence[str], scores: Sequence[float]
     ) -> None:
         """Items that were decided on, and the calibrated scores of the scorable ones."""
-        for decision in set(decisions):
-            count = sum(d == decision for d in decisions)
-            self._items.labels(model, str(version), decision).inc(count)
-        histogram = self._score.labels(model, str(version))
+        if len(decisions) == 1:  # what counting would cost is a tenth of such a request
+            self._items_of(model, str(version), decisions[0]).inc()
+        else:
+            for decision, count in Tally(decisions).items():
+                self._items_of(model, str(version), decision).inc(count)
+        histogram = self._score_of(model, str(version))
         for score in scores:
             histogram.observe(score)
 
     def batch(self, model: str, items: int) -> None:
         """One call of a detector's scorer with so many items."""
-        self._batch_size.labels(model).observe(items)
+        self._batch_size_of(model).observe(items)
 
     def phases(self, model: str, phases_s: Mapping[str, float]) -> None:
         """Seconds by phase, of one request or one batch."""
         for phase, seconds in phases_s.items():
-            self._phase.labels(model, phase).observe(seconds)
+            self._phase_of(model, phase).observe(seconds)
 
     @contextmanager
     def phase(self, model: str, phase: str) -> Iterator[None]:
         """The time of the block counts as ``phase``."""
         started = perf_counter()
         yield
-        self._phase.labels(model, phase).observe(perf_counter() - started)
+        self._phase_of(model, phase).observe(perf_counter() - started)
 
-    def queue_depth(self, model: str, change: int) -> None:
-        """So many items more (or fewer) are in progress."""
-        self._queue_depth.labels(model).inc(change)
+    def queued(self, model: str, seconds: Sequence[float]) -> None:
+        """How long each share of a batch waited for it."""
+        histogram = self._phase_of(model, "queue")
+        for waited in seconds:
+            histogram.observe(waited)
+
+    def queue_depth(self, model: str, items: int) -> None:
+        """So many items are in progress."""
+        self._queue_depth_of(model).set(items)
 
     def model_ready(self, model: str, version: int, ready: bool) -> None:
         """Whether a model version can score."""
@@ -158,7 +208,32 @@ class Telemetry:
 
     def model_info(self, model: str, version: int, family: str, provider: str, sha256: str) -> None:
         """What a loaded model is."""
+        self._infos[model, version] = (family, provider, sha256)
         self._model_info.labels(model, str(version), family, provider, sha256).set(1)
+
+    def model_unloaded(self, model: str, version: int) -> None:
+        """A model version is not in memory any more."""
+        self.model_ready(model, version, False)
+        if (model, version) in self._infos:
+            self._model_info.labels(model, str(version), *self._infos[model, version]).set(0)
+
+    def shadow(self, model: str, version: int, result: ShadowResult, items: int) -> None:
+        """Items that a candidate was to score as well."""
+        self._shadow.labels(model, str(version), result).inc(items)
+
+    def shadow_counts(self, model: str, version: int) -> dict[ShadowResult, int]:
+        """Those items by result, of all workers, since the service began."""
+        registry = self._registry
+        if self._several_processes:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)
+        counts = {}
+        for result in SHADOW_RESULTS:
+            labels = {"model": model, "version": str(version), "result": result}
+            counts[result] = int(
+                registry.get_sample_value("anomaly_shadow_items_total", labels) or 0
+            )
+        return counts
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """All metrics as text and its content type, in the format that ``accept`` asks for."""

@@ -77,8 +77,11 @@ class Calibration:
             InvalidInput: see ``check_fpr``.
         """
         self.check_fpr(fpr)
-        p_of_rank = (1 + np.arange(self.n + 1)) / (self.n + 1)  # p when k scores are >= raw
-        allowed = int(np.searchsorted(p_of_rank, fpr, side="right")) - 1
+        allowed = int(fpr * (self.n + 1)) - 1  # scores that may be >= raw, but for rounding
+        while (allowed + 2) / (self.n + 1) <= fpr:
+            allowed += 1
+        while (allowed + 1) / (self.n + 1) > fpr:
+            allowed -= 1
         return float(self.scores[self.n - 1 - allowed])
 
     def decide(self, p_values: np.ndarray, fpr: float, review_fpr: float) -> list[Decision]:

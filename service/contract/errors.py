@@ -19,6 +19,8 @@ AnomalyError
 │   └── Conflict               the state of the service does not allow it
 ├── NotReady                   the model exists but is not loaded (yet)
 ├── Overloaded                 too much is waiting already; later it would be accepted
+├── Unavailable                a store that the answer depends on cannot be used
+├── StreamNotFound             no such stream, or none any more
 ├── DeadlinePassed             the answer was not there in time
 └── DetectorFailure            a runtime failed on valid input; a bug or a broken machine
 """
@@ -116,6 +118,14 @@ class NotReady(AnomalyError):
 
 class Overloaded(AnomalyError):
     """Too much is waiting already; later it would be accepted."""
+
+
+class Unavailable(AnomalyError):
+    """A store that the answer depends on cannot be used; later it may be."""
+
+
+class StreamNotFound(AnomalyError):
+    """No such stream, or none any more."""
 
 
 class DeadlinePassed(AnomalyError):

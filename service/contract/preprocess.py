@@ -50,8 +50,8 @@ def to_uint8(image: Image.Image, channels: Literal[1, 3]) -> UInt8[np.ndarray, "
         image = Image.alpha_composite(black, rgba)
     elif mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
         raise UnsupportedMedia(f"pixel format {mode!r} is not accepted; allowed: 1, 8 or 16 bits")
-    converted = image.convert("L" if channels == 1 else "RGB")
-    pixels = np.asarray(converted, dtype=np.uint8)
+    wanted = "L" if channels == 1 else "RGB"
+    pixels = np.asarray(image if mode == wanted else image.convert(wanted))
     return pixels[:, :, None] if channels == 1 else pixels
 
 
@@ -68,30 +68,40 @@ def resize_uint8(
 
 
 def prepare_image(
-    spec: ImageInput, pixels: UInt8[np.ndarray, "H0 W0 C"]
+    spec: ImageInput,
+    pixels: UInt8[np.ndarray, "H0 W0 C"],
+    out: Float32[np.ndarray, "C H W"] | None = None,
 ) -> Float32[np.ndarray, "C H W"]:
     """Resize, pad with zeros, scale to [0, 1], contrast rule of this image alone, (x - mean) / std.
 
     Args:
         spec: the manifest's rule.
         pixels: uint8 grey [H0, W0, 1] or RGB [H0, W0, 3] as ``to_uint8`` gives them.
+        out: where to write it, a row of a batch say; default a new array.
     """
     small = resize_uint8(pixels, spec.height, spec.width, spec.resize)
-    x = np.zeros(spec.shape, dtype=np.float32)
+    x = np.empty(spec.shape, dtype=np.float32) if out is None else out
     p = spec.pad
-    x[:, p : p + spec.height, p : p + spec.width] = small.transpose(2, 0, 1)
-    x /= np.float32(255.0)
+    if p:
+        x[:] = 0
+    inner = x[:, p : p + spec.height, p : p + spec.width] if p else x
+    np.divide(small.transpose(2, 0, 1), np.float32(255.0), out=inner)
     if spec.contrast == "minmax":
-        low = x.min(axis=(1, 2), keepdims=True)
-        span = x.max(axis=(1, 2), keepdims=True) - low
-        x = np.where(span > 0, (x - low) / np.where(span > 0, span, 1), 0).astype(np.float32)
+        for c in range(len(x)):
+            x[c] -= x[c].min()
+            highest = x[c].max()
+            if highest > 0:
+                x[c] /= highest
     elif spec.contrast == "gcn":
-        x = x - x.mean(dtype=np.float64).astype(np.float32)
+        x -= x.mean(dtype=np.float64).astype(np.float32)
         spread = np.abs(x).mean(dtype=np.float64).astype(np.float32)
-        x = x / spread if spread > 0 else x
-    mean = np.asarray(spec.mean, dtype=np.float32)[:, None, None]
-    std = np.asarray(spec.std, dtype=np.float32)[:, None, None]
-    return np.ascontiguousarray((x - mean) / std, dtype=np.float32)
+        if spread > 0:
+            x /= spread
+    if any(spec.mean):
+        x -= np.asarray(spec.mean, dtype=np.float32)[:, None, None]
+    if any(value != 1 for value in spec.std):
+        x /= np.asarray(spec.std, dtype=np.float32)[:, None, None]
+    return x
 
 
 def prepare_images(
@@ -100,7 +110,7 @@ def prepare_images(
     """``prepare_image`` for each of a stack."""
     out = np.empty((len(images), *spec.shape), dtype=np.float32)
     for i, image in enumerate(images):
-        out[i] = prepare_image(spec, image)
+        prepare_image(spec, image, out[i])
     return out
 
 

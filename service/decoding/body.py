@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from service.contract.errors import (
     FieldError,
@@ -52,19 +52,28 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
     Raises:
         InputTooLarge: more than ``max_bytes``, by ``Content-Length`` or by count.
+        ClientDisconnect: the client went away.
     """
-    too_large = InputTooLarge(f"the body exceeds {max_bytes} bytes (ANOMALY_MAX_BODY_BYTES)")
     stated = request.headers.get("content-length", "")
     if stated.isdecimal() and int(stated) > max_bytes:
-        raise too_large
+        raise _too_large(max_bytes)
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
         if size > max_bytes:
-            raise too_large
-        chunks.append(chunk)
-    return b"".join(chunks)
+            raise _too_large(max_bytes)
+        more = message.get("more_body", False)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(max_bytes: int) -> InputTooLarge:
+    return InputTooLarge(f"the body exceeds {max_bytes} bytes (ANOMALY_MAX_BODY_BYTES)")
 
 
 def parse_multipart(content_type: str, body: bytes, max_parts: int) -> list[Part]:

@@ -47,7 +47,7 @@ Image.MAX_IMAGE_PIXELS = None
 class Picture:
     """A picture whose header was read and whose pixels were not."""
 
-    data: bytes
+    image: Image.Image
     width: int
     height: int
 
@@ -71,9 +71,9 @@ def read_header(data: bytes, max_pixels: int) -> Picture:
         what = f"{name} files are not accepted" if name else "the content is not an image"
         raise UnsupportedMedia(f"{what}; allowed: {_ALLOWED}")
     try:
-        with _open(data) as image:
-            width, height = image.size
-            several = image.format not in ("JPEG", "MPO") and _has_second_frame(image)
+        image = Image.open(BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        several = image.format not in ("JPEG", "MPO") and _has_second_frame(image)
     except UnidentifiedImageError as error:
         raise MalformedInput(
             "the image is truncated or broken: its header is unreadable"
@@ -87,7 +87,7 @@ def read_header(data: bytes, max_pixels: int) -> Picture:
         )
     if several:
         raise InvalidInput("the image has several frames or pages; send one image a file")
-    return Picture(data, width, height)
+    return Picture(image, width, height)
 
 
 def read_pixels(picture: Picture, channels: Literal[1, 3]) -> UInt8[np.ndarray, "H W C"]:
@@ -98,9 +98,8 @@ def read_pixels(picture: Picture, channels: Literal[1, 3]) -> UInt8[np.ndarray, 
         UnsupportedMedia: a pixel format that is not accepted (floating point).
     """
     try:
-        with _open(picture.data) as image:
-            image.load()
-            return to_uint8(image, channels)
+        picture.image.load()
+        return to_uint8(picture.image, channels)
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever their parsing stumbles on
@@ -121,7 +120,3 @@ def _has_second_frame(image: Image.Image) -> bool:
     except EOFError:
         return False
     return True
-
-
-def _open(data: bytes) -> Image.Image:
-    return Image.open(BytesIO(data), formats=FORMATS)

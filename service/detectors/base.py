@@ -6,10 +6,10 @@ noise, where a family needs any, is data in the artifact.
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, UInt8
 
 from service.contract.manifest import Frozen
 from service.contract.store import Artifact
@@ -29,6 +29,23 @@ class Detection:
     """Images: [N, H, W] in the frame of the model input, padding included. Series: [N, L, D]."""
     phases_s: dict[str, float] = field(default_factory=dict)
     """Seconds by phase: ``infer`` (network), ``search`` (neighbours), ``postprocess``."""
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A normal training item near an input, as a detector's bank remembers it."""
+
+    distance: float
+    """Between the two latents (and weighted places, where the family's score uses them)."""
+    row: int
+    """Of the bank."""
+    pixels: UInt8[np.ndarray, "C h w"]
+    """Decoded from the item's latent: the network's memory of it, not the photograph."""
+    x: int
+    """With y, width and height: the part of the model input, padding included, that it is near."""
+    y: int
+    width: int
+    height: int
 
 
 class Detector(Protocol):
@@ -53,6 +70,21 @@ class Detector(Protocol):
 
         Args:
             x: [N, C, H, W] for images, [N, L, D] for series, as ``contract.preprocess`` gives them.
+
+        Raises:
+            DetectorFailure: a runtime failed.
+        """
+        ...
+
+
+@runtime_checkable
+class EvidenceDetector(Detector, Protocol):
+    """A detector that keeps a bank of normal training items and can show the nearest."""
+
+    def evidence(self, x: Float32[np.ndarray, "N C H W"], k: int) -> list[list[Neighbour]]:
+        """The at most ``k`` nearest bank items of each prepared image, nearest first.
+
+        Where images are scored in patches: those of the patch that is furthest from the bank.
 
         Raises:
             DetectorFailure: a runtime failed.

@@ -28,65 +28,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64, UInt8
-from pydantic import Field, ValidationError
 
-from service.contract.errors import ArtifactCorrupt, ArtifactIncompatible
-from service.contract.manifest import Frozen, ImageInput
 from service.contract.store import Artifact
-from service.detectors.base import Detection, Params
+from service.detectors.base import Detection, Neighbour, Params
+from service.detectors.nln_artifact import NlnParams, read_parts
 from service.detectors.patches import Patches
 from service.runtime import NeighbourIndex, Runtime
-
-ENCODER, DECODER, INDEX = "encoder.onnx", "decoder.onnx", "index.faiss"
-LATENTS, BANK, TYPICAL = "latents.npy", "bank.npy", "typical.npy"
 
 # the index may rank by rounded distances: a few more are fetched and ranked exactly
 _SPARE = 8
 _MAX_CELLS = 2**23
-
-
-class Choice(Frozen):
-    """How well one setting told synthetic anomalies from held-out normals."""
-
-    alpha: float
-    gamma: float
-    e_top: float
-    d_top: float
-    auroc: float
-
-
-class NlnParams(Params):
-    """What scoring needs besides the arrays."""
-
-    patch_height: int = Field(ge=1, description="H of the input: no patches, whole images")
-    patch_width: int = Field(ge=1)
-    stride: int = Field(ge=1)
-    latent: int = Field(ge=1)
-    neighbours: int = Field(ge=1, description="K")
-    position_weight: float = Field(default=0.0, ge=0)
-    gamma: float = Field(ge=0, description="power of the neighbours' own e and d")
-    alpha: float = Field(ge=0, le=1, description="weight of e; 1 - alpha is that of d")
-    e_top: float = Field(gt=0, le=1, description="share of the largest pixels whose mean is e")
-    d_top: float = Field(gt=0, le=1, description="share of the largest patches whose mean is d")
-    e_low: float = 0.0
-    e_high: float = 1.0
-    d_low: float = 0.0
-    d_high: float = 1.0
-    map_alpha: float = Field(ge=0, le=1, description="weight of e in the residual map")
-    d_to_e: float = Field(default=1.0, gt=0, description="pixels of e per unit of d, in the map")
-    blur: float = Field(ge=0, description="sigma of the Gaussian over the input, in pixels")
-    decoded: Literal["bank", "decoder"]
-    index: Literal["flat", "hnsw", "ivfpq"]
-    selection: list[Choice] = Field(default_factory=list)
-
-    @property
-    def patch(self) -> tuple[int, int]:
-        """(h, w) of what is encoded."""
-        return (self.patch_height, self.patch_width)
 
 
 @dataclass(frozen=True)
@@ -135,44 +90,16 @@ class NlnDetector:
     @classmethod
     def open(cls, artifact: Artifact, runtime: Runtime) -> Self:
         """The detector of an artifact's files; see ``Detector.open``."""
-        try:
-            params = NlnParams.model_validate(artifact.manifest.params)
-        except ValidationError as error:
-            raise ArtifactIncompatible(f"{artifact.path}: params of nln: {error}") from error
-        spec = artifact.manifest.input
-        if not isinstance(spec, ImageInput):
-            raise ArtifactIncompatible(f"{artifact.path}: nln reads images, not {spec.kind}")
-        encoder = runtime.session(artifact.file(ENCODER))
-        encoder.require(["x"], ["z"])
-        index = runtime.index(artifact.file(INDEX))
-        latents = _load(artifact, LATENTS, np.float16, (index.size, index.dimension))
-        typical = _load(artifact, TYPICAL, np.float32, (2, index.size))
-        patch = (spec.shape[0], *params.patch)
-        if tuple(encoder.inputs["x"][1:]) != patch:
-            raise ArtifactIncompatible(f"{artifact.path}: the encoder does not read {patch}")
-        if index.size <= params.neighbours:
-            raise ArtifactIncompatible(
-                f"{artifact.path}: {index.size} items cannot give {params.neighbours} neighbours"
-            )
-
-        def encode(x: Float32[np.ndarray, "M C H W"]) -> Float32[np.ndarray, "M Z"]:
-            return encoder.run(["z"], {"x": x})[0]
-
-        if params.decoded == "bank":
-            bank = _load(artifact, BANK, np.uint8, (index.size, *patch))
-
-            def decode(ids: Int64[np.ndarray, " J"]) -> UInt8[np.ndarray, "J C H W"]:
-                return np.asarray(bank[ids])
-        else:
-            decoder = runtime.session(artifact.file(DECODER))
-            decoder.require(["z"], ["x"])
-
-            def decode(ids: Int64[np.ndarray, " J"]) -> UInt8[np.ndarray, "J C H W"]:
-                unique, inverse = np.unique(ids, return_inverse=True)
-                z = np.asarray(latents[unique, : params.latent], dtype=np.float32)
-                return to_levels(decoder.run(["x"], {"z": z})[0])[inverse.reshape(-1)]
-
-        return cls(params, spec.shape, encode, index, latents, typical, decode)
+        parts = read_parts(artifact, runtime)
+        return cls(
+            parts.params,
+            parts.shape,
+            parts.encode,
+            parts.index,
+            parts.latents,
+            parts.typical,
+            parts.decode,
+        )
 
     def detect(self, x: Float32[np.ndarray, "N C H W"], *, maps: bool) -> Detection:
         """Raw scores and residual maps; see ``Detector.detect``."""
@@ -196,7 +123,7 @@ class NlnDetector:
         t1 = perf_counter()
         ids, distance, weight = self.neighbours(z)
         t2 = perf_counter()
-        own_d, own_e = ((weight * t[ids]).sum(axis=1) ** p.gamma for t in self._typical)
+        own_d, own_e = self.own(ids, weight)
         d = (weight * distance).sum(axis=1) / own_d
         error = self.error(cut, ids, weight) / own_e.astype(np.float32)[:, None, None]
         e = self.patches.assemble(error.reshape(n, count, *p.patch))
@@ -218,16 +145,47 @@ class NlnDetector:
     ) -> tuple[Int64[np.ndarray, "M K"], Float64[np.ndarray, "M K"], Float64[np.ndarray, "M K"]]:
         """Row numbers, exact distances and weights of the K nearest bank items."""
         k = self.params.neighbours
-        _, ids = self._index.search(z, min(k + 1 + _SPARE, self._index.size))
+        ids, distance = self.nearest(z, k + 1)
+        known = np.where(np.isfinite(distance), distance, 0)
+        return np.maximum(ids[:, :k], 0), known[:, :k], taper(distance)
+
+    def nearest(
+        self, z: Float32[np.ndarray, "M Z"], count: int
+    ) -> tuple[Int64[np.ndarray, "M K"], Float64[np.ndarray, "M K"]]:
+        """Row numbers and exact distances, nearest first; -1 and infinity where fewer are found."""
+        _, ids = self._index.search(z, min(count + _SPARE, self._index.size))
         # -1 (an approximate index found fewer) is ranked last
         near = np.asarray(self._latents[np.maximum(ids, 0)], dtype=np.float32)
         square = np.square(near - z[:, None, :], dtype=np.float32).sum(axis=2, dtype=np.float64)
         distance = np.where(ids < 0, np.inf, np.sqrt(square))
-        order = np.lexsort((ids, distance))[:, : k + 1]
-        ids = np.take_along_axis(ids, order, axis=1)
-        distance = np.take_along_axis(distance, order, axis=1)
-        known = np.where(np.isfinite(distance), distance, 0)
-        return np.maximum(ids[:, :k], 0), known[:, :k], taper(distance)
+        order = np.lexsort((ids, distance))[:, :count]
+        return np.take_along_axis(ids, order, axis=1), np.take_along_axis(distance, order, axis=1)
+
+    def own(
+        self, ids: Int64[np.ndarray, "M K"], weight: Float64[np.ndarray, "M K"]
+    ) -> tuple[Float64[np.ndarray, " M"], Float64[np.ndarray, " M"]]:
+        """What distance and error are divided by: those typical of the neighbours themselves."""
+        d, e = ((weight * t[ids]).sum(axis=1) ** self.params.gamma for t in self._typical)
+        return d, e
+
+    def evidence(self, x: Float32[np.ndarray, "N C H W"], k: int) -> list[list[Neighbour]]:
+        """The ``k`` nearest bank items of each image, or of its patch with the largest d."""
+        n, count = len(x), len(self.patches)
+        z = self.embed(self.patches.cut(x))
+        ids, distance, weight = self.neighbours(z)
+        d = (weight * distance).sum(axis=1) / self.own(ids, weight)[0]
+        worst = d.reshape(n, count).argmax(axis=1)
+        ids, distance = self.nearest(z[np.arange(n) * count + worst], k)
+        height, width = self.params.patch
+        pixels = self._decode(np.maximum(ids, 0).reshape(-1)).reshape(*ids.shape, -1, height, width)
+        return [
+            [
+                Neighbour(float(far), int(row), seen, left, top, width, height)
+                for far, row, seen in zip(distance[i], ids[i], pixels[i], strict=True)
+                if row >= 0
+            ]
+            for i, (top, left) in enumerate(self.patches.origins[j] for j in worst)
+        ]
 
     def error(
         self,
@@ -282,22 +240,3 @@ def taper(distance: Float64[np.ndarray, "M K1"]) -> Float64[np.ndarray, "M K"]:
     share = np.where(found, distance, limit)[:, :-1] / np.maximum(limit, 1e-12)
     weight = np.where(found[:, :-1], 1 + 1e-6 - share, 0)
     return np.asarray(weight / weight.sum(axis=1, keepdims=True))
-
-
-def to_levels(decoded: Float[np.ndarray, "J C h w"]) -> UInt8[np.ndarray, "J C h w"]:
-    """Decoded items as the bank holds them: [0, 1] in 256 levels."""
-    return np.asarray(np.rint(np.clip(decoded, 0, 1) * 255), dtype=np.uint8)
-
-
-def _load(artifact: Artifact, name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    """A memory-mapped array of the artifact, its kind and shape checked."""
-    path = artifact.file(name)
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ArtifactCorrupt(f"{path}: not a readable array ({error})") from error
-    if array.dtype != dtype or array.shape != shape:
-        raise ArtifactCorrupt(
-            f"{path}: {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}"
-        )
-    return np.asarray(array)

@@ -2,16 +2,22 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeVar, cast
+from urllib.parse import parse_qsl
 
 import orjson
 from fastapi import Request
 from fastapi.responses import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from service.contract.errors import FieldError, InvalidInput
 from service.problems import MEDIA_TYPE
+from service.rate_limits import caller_of
+from service.resources import resources_of
 from service.schemas import Problem
+
+Q = TypeVar("Q", bound=BaseModel)
 
 _PROBLEMS = {
     400: "Malformed: truncated image, broken JSON, multipart or csv, empty body.",
@@ -34,25 +40,58 @@ def problem_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {s: {"description": _PROBLEMS[s], "content": content} for s in statuses}
 
 
-def known_query(model: type[BaseModel]) -> Callable[[Request], None]:
-    """A dependency that refuses query parameters that are unknown or given twice, so that a
+def query_docs(model: type[BaseModel]) -> list[dict[str, Any]]:
+    """The OpenAPI ``parameters`` of a route that reads its query with ``read_query``."""
+    properties = model.model_json_schema()["properties"]
+    return [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        | ({"description": schema["description"]} if "description" in schema else {})
+        for name, schema in properties.items()
+    ]
+
+
+def read_query(model: type[Q], request: Request) -> Q:
+    """The query of a request; a parameter that is unknown or given twice is an error, so that a
     mistyped one is not silently ignored.
+
+    Raises:
+        InvalidInput: it names each parameter that is wrong.
     """
+    return cast("Q", _parse_query(model, request.scope["query_string"]))
+
+
+@lru_cache(maxsize=1024)
+def _parse_query(model: type[BaseModel], raw: bytes) -> BaseModel:
+    pairs = parse_qsl(raw.decode("latin-1"), keep_blank_values=True)
+    counts = Counter(key for key, _ in pairs)
+    allowed = ", ".join(model.model_fields)
+    errors = [
+        FieldError(f"/{key}", f"unknown query parameter; allowed: {allowed}")
+        for key in counts
+        if key not in model.model_fields
+    ]
+    errors += [FieldError(f"/{k}", "given more than once") for k, n in counts.items() if n > 1]
+    if not errors:
+        try:
+            return model.model_validate(dict(pairs))
+        except ValidationError as error:
+            errors = [FieldError(f"/{e['loc'][0]}", e["msg"]) for e in error.errors()]
+    first = errors[0]
+    raise InvalidInput(f"{first.pointer.lstrip('/')}: {first.detail}", tuple(errors))
+
+
+def known_query(model: type[BaseModel]) -> Callable[[Request], None]:
+    """A dependency: what ``read_query`` checks, for a route that needs none of it."""
 
     def check(request: Request) -> None:
-        counts = Counter(key for key, _ in request.query_params.multi_items())
-        allowed = ", ".join(model.model_fields)
-        errors = [
-            FieldError(f"/{key}", f"unknown query parameter; allowed: {allowed}")
-            for key in counts
-            if key not in model.model_fields
-        ]
-        errors += [FieldError(f"/{k}", "given more than once") for k, n in counts.items() if n > 1]
-        if errors:
-            first = errors[0]
-            raise InvalidInput(f"{first.pointer.lstrip('/')}: {first.detail}", tuple(errors))
+        read_query(model, request)
 
     return check
+
+
+async def within_rate(request: Request) -> None:
+    """A dependency that refuses one request too many of its caller."""
+    await resources_of(request).rate_limits.check(caller_of(request.scope))
 
 
 def json_response(

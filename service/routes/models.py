@@ -1,66 +1,184 @@
-"""GET /models: what can be scored with, what it is, and where it stands."""
+"""/models: what can be scored with, where it stands, and what operators change of it."""
 
-from typing import Any
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
+from pydantic import ValidationError
 
-from service.catalog import Catalog, Entry
-from service.resources import resources_of
-from service.routes import json_response, problem_docs
-from service.schemas import ModelBody, ModelsBody, VersionBody
+from service.batching import deadline
+from service.catalog import Alias, Catalog, Entry
+from service.contract.errors import DeadlinePassed, FieldError, InvalidInput, MalformedInput
+from service.decoding.body import check_media_type, read_body
+from service.resources import Resources, resources_of
+from service.routes import json_response, problem_docs, timeout_s
+from service.schemas import (
+    AliasBody,
+    AskedVersion,
+    ModelBody,
+    ModelsBody,
+    VersionBody,
+    VersionState,
+)
 
 router = APIRouter(prefix="/models", tags=["models"])
+
+Number = Annotated[int, Path(ge=1, description="Version of the model.")]
+_CHANGE = problem_docs(401, 403, 404, 409, 422, 504)
 
 
 @router.get("", responses={200: {"model": ModelsBody}})
 async def list_models(request: Request) -> Response:
     """Every model below the models directory, its versions and their status."""
-    catalog = resources_of(request).catalog
-    names = sorted({e.name for e in catalog.entries()})
-    return json_response({"models": [_model(catalog, name) for name in names]})
+    resources = resources_of(request)
+    names = sorted({e.name for e in resources.catalog.entries()})
+    return json_response({"models": [_model(resources, name) for name in names]})
 
 
 @router.get("/{name}", responses={200: {"model": ModelBody}, **problem_docs(404)})
 async def get_model(request: Request, name: str) -> Response:
     """One model and its versions."""
-    catalog = resources_of(request).catalog
-    if not any(e.name == name for e in catalog.entries()):
-        catalog.entry(name)  # raises, naming those there are
-    return json_response(_model(catalog, name))
+    return json_response(_model(resources_of(request), name))
 
 
 @router.get(
     "/{name}/versions/{version}", responses={200: {"model": VersionBody}, **problem_docs(404, 422)}
 )
-async def get_version(request: Request, name: str, version: int) -> Response:
+async def get_version(request: Request, name: str, version: AskedVersion) -> Response:
     """One version: input rule, calibration, metrics with their protocol, provenance, files."""
     catalog = resources_of(request).catalog
     return json_response(_version(catalog, catalog.entry(name, version)))
 
 
-def _summary(e: Entry) -> dict[str, Any]:
+@router.post(
+    "/{name}/versions/{version}/load",
+    responses={200: {"model": VersionState}, **_CHANGE},
+)
+async def load(request: Request, name: str, version: Number) -> Response:
+    """Hold a version in memory, now and after a restart; also one published after start.
+
+    Answers once its golden examples scored as at publishing; 409 with the reason when they do not.
+    Other workers and replicas follow within seconds. Needs a key with scope `admin`.
+    """
+    catalog = resources_of(request).catalog
+    await settled(request, lambda: catalog.load(name, version))
+    return json_response(_state(catalog, name, version))
+
+
+@router.post(
+    "/{name}/versions/{version}/unload",
+    responses={200: {"model": VersionState}, **_CHANGE},
+)
+async def unload(request: Request, name: str, version: Number) -> Response:
+    """Give the memory of a version back; requests that began with it are still answered.
+
+    409 for the active version and for one that an alias names. Needs a key with scope `admin`.
+    """
+    catalog = resources_of(request).catalog
+    await settled(request, lambda: catalog.unload(name, version))
+    return json_response(_state(catalog, name, version))
+
+
+@router.put(
+    "/{name}/aliases/{alias}",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": AliasBody.model_json_schema()}},
+        }
+    },
+    responses={200: {"model": ModelBody}, **_CHANGE, **problem_docs(400, 413, 415)},
+)
+async def set_alias(request: Request, name: str, alias: Alias) -> Response:
+    """Let `stable` or `candidate` name a version, which is loaded first where it is not.
+
+    The version that `stable` names is the active one, whatever active.json says. A candidate that
+    becomes stable is no candidate any more. Needs a key with scope `admin`.
+    """
+    resources = resources_of(request)
+    check_media_type(request, ("application/json",))
+    version = _alias_body(await read_body(request, resources.settings.max_body_bytes)).version
+    await settled(request, lambda: resources.catalog.set_alias(name, alias, version))
+    return json_response(_model(resources, name))
+
+
+@router.delete("/{name}/aliases/{alias}", responses={200: {"model": ModelBody}, **_CHANGE})
+async def remove_alias(request: Request, name: str, alias: Alias) -> Response:
+    """Let an alias name nothing; the version it named stays loaded.
+
+    Without `stable` the version of active.json, else the highest at start, is active again. Needs
+    a key with scope `admin`.
+    """
+    resources = resources_of(request)
+    await settled(request, lambda: resources.catalog.remove_alias(name, alias))
+    return json_response(_model(resources, name))
+
+
+async def settled(request: Request, change: Callable[[], Future[None]]) -> None:
+    """Nothing, once the change was made; it never begins when its turn comes after the deadline.
+
+    Raises:
+        DeadlinePassed: it is not done in time; once begun, it goes on.
+        AnomalyError: whatever the change raises.
+    """
+    longest = resources_of(request).settings.request_timeout_s
+    try:
+        with deadline(timeout_s(request, longest)):
+            await asyncio.wrap_future(change())
+    except DeadlinePassed as error:
+        raise DeadlinePassed(
+            f"{error}; a change that has begun goes on: GET /models shows it"
+        ) from error
+
+
+def _alias_body(data: bytes) -> AliasBody:
+    try:
+        return AliasBody.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_context=False)[0]
+        if first["type"] == "json_invalid":
+            raise MalformedInput(f"the body is not JSON: {first['msg']}") from None
+        pointer = "/" + "/".join(map(str, first["loc"]))
+        raise InvalidInput(
+            f'{pointer}: {first["msg"]}; a body is {{"version": 2}}',
+            (FieldError(pointer, first["msg"]),),
+        ) from None
+
+
+def _state(catalog: Catalog, name: str, version: int) -> dict[str, Any]:
+    return {"name": name} | _summary(catalog, catalog.entry(name, version))
+
+
+def _summary(catalog: Catalog, e: Entry) -> dict[str, Any]:
     return {
         "version": e.version,
         "active": e.active,
+        "aliases": [a for a, v in catalog.aliases(e.name).items() if v == e.version],
         "status": e.status,
         "reason": e.reason or None,
     }
 
 
-def _model(catalog: Catalog, name: str) -> dict[str, Any]:
+def _model(resources: Resources, name: str) -> dict[str, Any]:
+    catalog = resources.catalog
     mine = [e for e in catalog.entries() if e.name == name]
-    shown = next(e for e in mine if e.active)
+    active = next((e for e in mine if e.active), None)
+    shown = active or (mine[-1] if mine else catalog.entry(name))  # which raises, naming others
     manifest = shown.manifest
     return {
         "name": name,
         "title": manifest.title if manifest else None,
         "family": manifest.family if manifest else None,
         "task": manifest.task if manifest else None,
-        "active_version": shown.version,
+        "active_version": active.version if active else None,
+        "aliases": catalog.aliases(name),
+        "shadow": resources.shadow.describe(name),
         "default_for": catalog.default_for(name),
         "status": shown.status,
-        "versions": [_summary(e) for e in mine],
+        "versions": [_summary(catalog, e) for e in mine],
     }
 
 
@@ -72,7 +190,7 @@ def _version(catalog: Catalog, e: Entry) -> dict[str, Any]:
         finest = {"finest_fpr": 1 / (manifest.calibration.n + 1)}
         calibration = manifest.calibration.model_dump(mode="json") | finest
     return {
-        **_summary(e),
+        **_summary(catalog, e),
         "name": e.name,
         "title": dumped.get("title"),
         "family": dumped.get("family"),

@@ -1,18 +1,18 @@
 """POST /score: one image or several, raw or multipart."""
 
 import asyncio
-from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any, TypeVar
 
 import numpy as np
-import orjson
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from jaxtyping import Float32, UInt8
 
 from service.batching import deadline
+from service.cache import Option
 from service.contract.errors import InputError, InputTooLarge, InvalidInput
 from service.contract.preprocess import map_to_frame, prepare_image
 from service.decision import DecisionRule
@@ -24,15 +24,22 @@ from service.decoding.body import (
     read_body,
 )
 from service.decoding.images import MEDIA_TYPES, Picture, read_header, read_pixels
-from service.problems import problem_of, request_id_of
+from service.evidence import evidence_detector, find_evidence, place_in_frame
+from service.problems import problem_of
+from service.rate_limits import caller_of
 from service.regions import find_regions
-from service.rendering import float32_map, heatmap, heatmap_map, png_map
+from service.rendering import float32_map, heatmap, heatmap_map, png_map, thumbnail
 from service.resources import Resources, resources_of
-from service.routes import known_query, problem_docs, timeout_s
+from service.routes import problem_docs, query_docs, read_query, timeout_s
+from service.routes.answers import Answer, KeptAnswer
 from service.schemas import ScoreBody, ScoreQuery
 from service.scoring import Scorer, Scores
 
+T = TypeVar("T")
 router = APIRouter(tags=["scoring"])
+
+# larger pictures are decoded, and their maps encoded, apart from the batch they are scored in
+_SMALL_BYTES, _SMALL_PIXELS = 1 << 18, 1 << 17
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BODY = {
@@ -53,10 +60,9 @@ _BODY = {
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A decoded image: the model input, and its own pixels where a heatmap needs them."""
+class _Own:
+    """What is kept of an uploaded image: its size, and its pixels where a heatmap needs them."""
 
-    x: Float32[np.ndarray, "C H W"]
     width: int
     height: int
     pixels: UInt8[np.ndarray, "H0 W0 C"] | None
@@ -64,8 +70,7 @@ class _Prepared:
 
 @router.post(
     "/score",
-    dependencies=[Depends(known_query(ScoreQuery))],
-    openapi_extra={"requestBody": _BODY},
+    openapi_extra={"requestBody": _BODY, "parameters": query_docs(ScoreQuery)},
     responses={
         200: {
             "description": "Scores; for one image and `Accept: image/png`, the heatmap itself.",
@@ -82,52 +87,277 @@ class _Prepared:
                 },
             },
         },
-        **problem_docs(400, 404, 413, 415, 422, 503, 504),
+        **problem_docs(400, 404, 413, 415, 422, 429, 503, 504),
     },
 )
-async def score_images(request: Request, query: Annotated[ScoreQuery, Query()]) -> Response:
+async def score_images(request: Request) -> Response:
     """Score images: one as a raw body, or 1..64 as multipart parts named `image`.
 
     PNG, JPEG, BMP, TIFF and WebP with one frame; the content decides, not the stated type.
     A broken image among several gets an `error`, the others their scores.
     """
     resources = resources_of(request)
-    async with deadline(timeout_s(request, resources.settings.request_timeout_s)):
-        return await _score(request, query, resources)
+    with deadline(timeout_s(request, resources.settings.request_timeout_s)):
+        return await _score(request, read_query(ScoreQuery, request), resources)
 
 
 async def _score(request: Request, query: ScoreQuery, resources: Resources) -> Response:
     settings, admission = resources.settings, resources.admission
+    if resources.rate_limits.rate is not None:
+        await resources.rate_limits.check(caller_of(request.scope))
     scorer = resources.catalog.get(query.model, query.version, "image")
-    rule = DecisionRule.of(scorer, query.fpr, settings.review_fpr)
+    name = request.scope["state"]["model"] = scorer.manifest.name
+    admission.check_room(name)  # before the body is read: a refusal costs next to nothing
+    rule = DecisionRule.of(scorer, query.fpr, settings.review_fpr, query.fdr)
+    if query.evidence is not None:
+        evidence_detector(scorer)
     media_type = check_media_type(request, (MULTIPART, *MEDIA_TYPES))
     body = await read_body(request, settings.max_body_bytes)
     files = [body]
     if media_type == MULTIPART:
-        content_type = request.headers["content-type"]
-        parts = await asyncio.to_thread(parse_multipart, content_type, body, settings.max_images)
-        files = [part.data for part in parts_named(parts, "image")]
+        files = await _image_parts(request.headers["content-type"], body, settings.max_images)
     as_picture = prefers_png(request.headers.get("accept", ""))
     if as_picture and len(files) > 1:
         raise InvalidInput(f"Accept: image/png answers for one image; {len(files)} were sent")
-    mode = "heatmap" if as_picture else query.map
+    if as_picture and query.evidence is not None:
+        raise InvalidInput("Accept: image/png has no place for evidence; ask for JSON")
+    job = _Job(request, files, scorer, rule, query, resources)
+    if as_picture:
+        job.mode = "heatmap"
+        return await _scores(job, job.answer_picture, len(body))
+    kept = KeptAnswer(resources, scorer, job.options, files)
+    answer = await kept.get()
+    if answer is None:
+        answer = await _scores(job, job.answer, len(body))
+        await kept.put(answer)
+        if resources.shadow.wants(scorer):
+            resources.shadow.offer(scorer, job.scored_files(), answer.decisions, job.rule.fpr)
+    resources.telemetry.decided(name, scorer.manifest.version, answer.decisions, answer.scores)
+    return answer.response(request)
 
-    name = scorer.manifest.name
-    with admission.admit(name, len(files)):
-        items = await admission.run(name, lambda: _decode(files, scorer, mode, resources))
-        if len(items) == 1 and isinstance(items[0], InputError):
-            raise items[0]
-        prepared = [item for item in items if isinstance(item, _Prepared)]
-        shape = scorer.image_input.shape
-        x = np.stack([p.x for p in prepared]) if prepared else np.empty((0, *shape), np.float32)
-        scores = await admission.score(scorer, x, maps=mode != "none")
-        if as_picture:
-            return await admission.run(
-                name, lambda: _picture(prepared[0], scores, rule, scorer, resources)
+
+async def _scores(job: "_Job", finish: Callable[[Scores], T], body_bytes: int) -> T:
+    """What ``finish`` makes of the scores of the job's images."""
+    scorer, admission = job.scorer, job.resources.admission
+    name, maps = scorer.manifest.name, job.mode != "none"
+    with admission.admit(name, len(job.files)):
+        if body_bytes <= _SMALL_BYTES:
+            try:
+                return await admission.batch(
+                    scorer,
+                    len(job.files),
+                    job.fill_small,
+                    finish,
+                    maps=maps,
+                    receive=job.request.receive,
+                )
+            except _NotSmallError:
+                pass
+        x = np.empty((len(job.files), *scorer.shape), dtype=np.float32)
+        used = await admission.run(name, lambda: job.fill(x))
+        scores = await admission.score(scorer, x[:used], maps=maps)
+        return await admission.run(name, lambda: finish(scores))
+
+
+async def _image_parts(content_type: str, body: bytes, most: int) -> list[bytes]:
+    if len(body) <= _SMALL_BYTES:
+        parts = parse_multipart(content_type, body, most)
+    else:
+        parts = await asyncio.to_thread(parse_multipart, content_type, body, most)
+    return [part.data for part in parts_named(parts, "image")]
+
+
+class _NotSmallError(Exception):
+    """The pictures have more pixels than a batch should wait for."""
+
+
+class _Job:
+    """One request: from files to rows of a batch, and from their scores to the answer."""
+
+    def __init__(
+        self,
+        request: Request,
+        files: list[bytes],
+        scorer: Scorer,
+        rule: DecisionRule,
+        query: ScoreQuery,
+        resources: Resources,
+    ) -> None:
+        self.request, self.files, self.scorer, self.rule = request, files, scorer, rule
+        self.mode, self.evidence, self.resources = query.map, query.evidence, resources
+        self.items: list[_Own | InputError] = []
+        self.x: np.ndarray = np.empty(0)
+
+    def options(self) -> dict[str, Option]:
+        """Everything but the images and the artifact that the answer depends on."""
+        rule, settings = self.rule, self.resources.settings
+        return {
+            "route": "/score",
+            "map": self.mode,
+            "fpr": rule.fpr,
+            "fdr": rule.fdr,
+            "review_fpr": rule.review_fpr,
+            "evidence": self.evidence,
+            "max_pixels": settings.max_pixels,
+            "max_map_pixels": settings.max_map_pixels,
+        }
+
+    def scored_files(self) -> list[bytes]:
+        """The files that were decided on."""
+        return [f for f, i in zip(self.files, self.items, strict=True) if isinstance(i, _Own)]
+
+    def fill_small(self, rows: Float32[np.ndarray, "N C H W"]) -> int:
+        """``fill``, unless the pictures are too large to let a batch wait.
+
+        Raises:
+            _NotSmallError: they are; nothing was decoded.
+        """
+        return self.fill(rows, _SMALL_PIXELS)
+
+    def fill(self, rows: Float32[np.ndarray, "N C H W"], most_pixels: int | None = None) -> int:
+        """How many files were decoded; their model inputs are in the first rows.
+
+        Raises:
+            InputTooLarge: together they have more pixels than a request, or maps an answer, may
+                have.
+            InputError: what is wrong with the only file.
+        """
+        seen = self._headers(most_pixels)
+        started = perf_counter()
+        preprocess_s = 0.0
+        spec, keep = self.scorer.image_input, self.mode == "heatmap"
+        self.items, self.x = [], rows
+        used = 0
+        for picture in seen:
+            if isinstance(picture, InputError):
+                self.items.append(picture)
+                continue
+            try:
+                pixels = read_pixels(picture, spec.channels)
+            except InputError as error:
+                self.items.append(error)
+                continue
+            decoded = perf_counter()
+            prepare_image(spec, pixels, rows[used])
+            preprocess_s += perf_counter() - decoded
+            self.items.append(_Own(picture.width, picture.height, pixels if keep else None))
+            used += 1
+        decode_s = perf_counter() - started - preprocess_s
+        name, telemetry = self.scorer.manifest.name, self.resources.telemetry
+        telemetry.phases(name, {"decode": decode_s, "preprocess": preprocess_s})
+        if len(self.items) == 1 and isinstance(self.items[0], InputError):
+            raise self.items[0]
+        return used
+
+    def _headers(self, most_pixels: int | None) -> list[Picture | InputError]:
+        settings = self.resources.settings
+        seen: list[Picture | InputError] = []
+        pixels = 0
+        for data in self.files:
+            try:
+                picture = read_header(data, settings.max_pixels)
+            except InputError as error:
+                seen.append(error)
+            else:
+                pixels += picture.width * picture.height
+                seen.append(picture)
+        if pixels > settings.max_pixels:
+            raise InputTooLarge(
+                f"the images have {pixels} pixels together; allowed: {settings.max_pixels} "
+                f"(ANOMALY_MAX_PIXELS)"
             )
-        return await admission.run(
-            name, lambda: _answer(request, items, scores, rule, scorer, mode, resources)
-        )
+        if self.mode != "none" and pixels > settings.max_map_pixels:
+            raise InputTooLarge(
+                f"residual maps of {pixels} pixels are more than an answer may hold "
+                f"({settings.max_map_pixels}, ANOMALY_MAX_MAP_PIXELS); map=none scores without maps"
+            )
+        if most_pixels is not None and pixels > most_pixels:
+            raise _NotSmallError
+        return seen
+
+    def answer(self, scores: Scores) -> Answer:
+        """The answer, from the scores of the decoded files."""
+        started = perf_counter()
+        manifest = self.scorer.manifest
+        self.rule = self.rule.settle(scores.p_value)
+        decisions = self.rule.decide(scores.p_value)
+        shown: list[list[dict[str, Any]]] | None = None
+        if self.evidence is not None:
+            shown = self._evidence(self.evidence, len(scores.raw))
+        results: list[dict[str, Any]] = []
+        k = 0
+        for index, item in enumerate(self.items):
+            if isinstance(item, InputError):
+                results.append({"index": index, "error": problem_of(self.request, item)})
+                continue
+            result = {"index": index} | self.rule.members(scores, k, decisions[k])
+            result |= self._map_members(item, scores, k)
+            if shown is not None:
+                result["evidence"] = shown[k]
+            results.append(result)
+            k += 1
+        members: dict[str, Any] = {
+            "model": manifest.name,
+            "version": manifest.version,
+            "family": manifest.family,
+            "provider": self.resources.catalog.runtime.provider_name,
+        }
+        if self.rule.warnings:
+            members["warnings"] = self.rule.warnings
+        members["results"] = results
+        answer = Answer.of(members, decisions, scores.score.tolist(), keep=k == len(self.items))
+        self.resources.telemetry.phases(manifest.name, {"encode": perf_counter() - started})
+        return answer
+
+    def _evidence(self, most: int, used: int) -> list[list[dict[str, Any]]]:
+        """The members of ``NeighbourBody`` for the nearest items of each image."""
+        owns = [item for item in self.items if isinstance(item, _Own)]
+        found = find_evidence(self.scorer, self.x[:used], most)
+        return [
+            [
+                {
+                    "distance": near.distance,
+                    "row": near.row,
+                    "place": place_in_frame(self.scorer.image_input, near, own.height, own.width),
+                    "decoded": thumbnail(near.pixels),
+                }
+                for near in neighbours
+            ]
+            for own, neighbours in zip(owns, found, strict=True)
+        ]
+
+    def _map_members(self, item: _Own, scores: Scores, k: int) -> dict[str, Any]:
+        if self.mode == "none" or scores.maps is None:
+            return {"residual_map": None, "regions": []}
+        calibration = self.scorer.manifest.calibration
+        residual = map_to_frame(self.scorer.image_input, scores.maps[k], item.height, item.width)
+        if self.mode == "png":
+            encoded = png_map(residual)
+        elif self.mode == "float32":
+            encoded = float32_map(residual)
+        else:
+            assert item.pixels is not None
+            encoded = heatmap_map(residual, item.pixels, calibration.map_scale)
+        regions = [vars(r) for r in find_regions(residual, calibration.pixel_threshold)]
+        return {"residual_map": encoded, "regions": regions}
+
+    def answer_picture(self, scores: Scores) -> Response:
+        """The heatmap itself, its score in the headers."""
+        started = perf_counter()
+        item = self.items[0]
+        assert isinstance(item, _Own)
+        assert item.pixels is not None
+        assert scores.maps is not None
+        manifest, telemetry = self.scorer.manifest, self.resources.telemetry
+        decision = self.rule.settle(scores.p_value).decide(scores.p_value)[0]
+        score = float(scores.score[0])
+        spec, calibration = self.scorer.image_input, manifest.calibration
+        residual = map_to_frame(spec, scores.maps[0], item.height, item.width)
+        png = heatmap(residual, item.pixels, calibration.map_scale)
+        telemetry.phases(manifest.name, {"encode": perf_counter() - started})
+        telemetry.decided(manifest.name, manifest.version, [decision], [score])
+        headers = {"X-Anomaly-Score": repr(score), "X-Anomaly-Decision": decision}
+        return Response(png, headers=headers, media_type="image/png")
 
 
 def prefers_png(accept: str) -> bool:
@@ -141,123 +371,3 @@ def prefers_png(accept: str) -> bool:
         except ValueError:
             quality[media_type.strip()] = 0.0
     return quality.get("image/png", 0.0) > quality.get("application/json", 0.0)
-
-
-def _decode(
-    files: list[bytes], scorer: Scorer, mode: str, resources: Resources
-) -> list[_Prepared | InputError]:
-    """Each file as a model input, or what is wrong with it.
-
-    Raises:
-        InputTooLarge: together they have more pixels than a request, or maps an answer, may have.
-    """
-    settings = resources.settings
-    seen: list[Picture | InputError] = []
-    for data in files:
-        try:
-            seen.append(read_header(data, settings.max_pixels))
-        except InputError as error:
-            seen.append(error)
-    pixels = sum(p.width * p.height for p in seen if isinstance(p, Picture))
-    if pixels > settings.max_pixels:
-        raise InputTooLarge(
-            f"the images have {pixels} pixels together; allowed: {settings.max_pixels} "
-            f"(ANOMALY_MAX_PIXELS)"
-        )
-    if mode != "none" and pixels > settings.max_map_pixels:
-        raise InputTooLarge(
-            f"residual maps of {pixels} pixels are more than an answer may hold "
-            f"({settings.max_map_pixels}, ANOMALY_MAX_MAP_PIXELS); map=none scores without maps"
-        )
-    phases: defaultdict[str, float] = defaultdict(float)
-    spec = scorer.image_input
-    items: list[_Prepared | InputError] = []
-    for picture in seen:
-        if isinstance(picture, InputError):
-            items.append(picture)
-            continue
-        started = perf_counter()
-        try:
-            own = read_pixels(picture, spec.channels)
-        except InputError as error:
-            items.append(error)
-            continue
-        decoded = perf_counter()
-        x = prepare_image(spec, own)
-        phases["decode"] += decoded - started
-        phases["preprocess"] += perf_counter() - decoded
-        keep = own if mode == "heatmap" else None
-        items.append(_Prepared(x, picture.width, picture.height, keep))
-    resources.telemetry.phases(scorer.manifest.name, phases)
-    return items
-
-
-def _answer(
-    request: Request,
-    items: list[_Prepared | InputError],
-    scores: Scores,
-    rule: DecisionRule,
-    scorer: Scorer,
-    mode: str,
-    resources: Resources,
-) -> Response:
-    manifest, telemetry = scorer.manifest, resources.telemetry
-    decisions = rule.decide(scores.p_value)
-    results: list[dict[str, Any]] = []
-    with telemetry.phase(manifest.name, "encode"):
-        k = 0
-        for index, item in enumerate(items):
-            if isinstance(item, InputError):
-                results.append({"index": index, "error": problem_of(request, item)})
-                continue
-            result = {"index": index} | rule.members(scores, k, decisions[k])
-            results.append(result | _map_members(item, scores, k, scorer, mode))
-            k += 1
-        body = orjson.dumps(
-            {
-                "model": manifest.name,
-                "version": manifest.version,
-                "family": manifest.family,
-                "provider": resources.catalog.runtime.provider_name,
-                "request_id": request_id_of(request),
-                "results": results,
-            }
-        )
-    telemetry.decided(manifest.name, manifest.version, decisions, scores.score.tolist())
-    return Response(body, media_type="application/json")
-
-
-def _map_members(
-    item: _Prepared, scores: Scores, k: int, scorer: Scorer, mode: str
-) -> dict[str, Any]:
-    if mode == "none" or scores.maps is None:
-        return {"residual_map": None, "regions": []}
-    calibration = scorer.manifest.calibration
-    residual = map_to_frame(scorer.image_input, scores.maps[k], item.height, item.width)
-    if mode == "png":
-        encoded = png_map(residual)
-    elif mode == "float32":
-        encoded = float32_map(residual)
-    else:
-        assert item.pixels is not None
-        encoded = heatmap_map(residual, item.pixels, calibration.map_scale)
-    regions = [vars(r) for r in find_regions(residual, calibration.pixel_threshold)]
-    return {"residual_map": encoded, "regions": regions}
-
-
-def _picture(
-    item: _Prepared, scores: Scores, rule: DecisionRule, scorer: Scorer, resources: Resources
-) -> Response:
-    """The heatmap itself, its score in the headers."""
-    manifest = scorer.manifest
-    decision = rule.decide(scores.p_value)[0]
-    with resources.telemetry.phase(manifest.name, "encode"):
-        residual = np.zeros((item.height, item.width), dtype=np.float32)
-        if scores.maps is not None:
-            residual = map_to_frame(scorer.image_input, scores.maps[0], item.height, item.width)
-        assert item.pixels is not None
-        png = heatmap(residual, item.pixels, manifest.calibration.map_scale)
-    score = float(scores.score[0])
-    resources.telemetry.decided(manifest.name, manifest.version, [decision], [score])
-    headers = {"X-Anomaly-Score": repr(score), "X-Anomaly-Decision": decision}
-    return Response(png, headers=headers, media_type="image/png")

@@ -1,18 +1,18 @@
 """POST /score/timeseries: rows of sensor readings, scored window by window."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import orjson
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from service.batching import deadline
+from service.cache import Option
 from service.contract.errors import FieldError, InputTooLarge, InvalidInput
 from service.contract.manifest import SeriesInput
 from service.contract.preprocess import Windows, prepare_series
-from service.decision import DecisionRule
+from service.decision import DecisionRule, decide_afterwards, overlap_warnings
 from service.decoding.body import (
     MULTIPART,
     check_media_type,
@@ -21,18 +21,20 @@ from service.decoding.body import (
     read_body,
 )
 from service.decoding.tables import Recording, read_csv, read_json
-from service.problems import request_id_of
+from service.rate_limits import caller_of
 from service.rendering import float32_map
 from service.resources import Resources, resources_of
-from service.routes import known_query, problem_docs, timeout_s
+from service.routes import problem_docs, query_docs, read_query, timeout_s
+from service.routes.answers import Answer, KeptAnswer
 from service.schemas import SeriesBody, SeriesQuery
 from service.scoring import Scorer, Scores
+from service.shadow import Series
 
 router = APIRouter(tags=["scoring"])
 
 JSON, CSV = "application/json", "text/csv"
 _CELLS_AT_ONCE = 4_000_000  # of windows cut from a recording: bounds memory, not the result
-_BODY = {
+BODY = {
     "required": True,
     "content": {
         JSON: {
@@ -67,14 +69,13 @@ _BODY = {
 
 @router.post(
     "/score/timeseries",
-    dependencies=[Depends(known_query(SeriesQuery))],
-    openapi_extra={"requestBody": _BODY},
+    openapi_extra={"requestBody": BODY, "parameters": query_docs(SeriesQuery)},
     responses={
         200: {"description": "Scores of all windows, in order.", "model": SeriesBody},
-        **problem_docs(400, 404, 413, 415, 422, 503, 504),
+        **problem_docs(400, 404, 413, 415, 422, 429, 503, 504),
     },
 )
-async def score_timeseries(request: Request, query: Annotated[SeriesQuery, Query()]) -> Response:
+async def score_timeseries(request: Request) -> Response:
     """Score a recording: JSON, csv with a header, or a csv file as multipart part `file`.
 
     Columns are matched by name in any order (JSON without `columns`: by position). A column named
@@ -82,30 +83,91 @@ async def score_timeseries(request: Request, query: Annotated[SeriesQuery, Query
     missing readings, gaps in time, stuck sensors or readings out of range are `not_scorable`.
     """
     resources = resources_of(request)
-    async with deadline(timeout_s(request, resources.settings.request_timeout_s)):
-        return await _score(request, query, resources)
+    with deadline(timeout_s(request, resources.settings.request_timeout_s)):
+        return await _score(request, read_query(SeriesQuery, request), resources)
 
 
 async def _score(request: Request, query: SeriesQuery, resources: Resources) -> Response:
     settings, admission = resources.settings, resources.admission
+    if resources.rate_limits.rate is not None:
+        await resources.rate_limits.check(caller_of(request.scope))
     scorer = resources.catalog.get(query.model, query.version, "timeseries")
-    rule = DecisionRule.of(scorer, query.fpr, settings.review_fpr)
+    spec, name = scorer.series_input, scorer.manifest.name
+    request.scope["state"]["model"] = name
+    admission.check_room(name)
+    rule = DecisionRule.of(scorer, query.fpr, settings.review_fpr, query.fdr)
     media_type = check_media_type(request, (JSON, CSV, MULTIPART))
     body = await read_body(request, settings.max_body_bytes)
-    name, spec = scorer.manifest.name, scorer.series_input
     content_type = request.headers["content-type"]
+    stride = query.stride or spec.stride
+
+    def options() -> dict[str, Option]:
+        return {
+            "route": "/score/timeseries",
+            "content_type": content_type,
+            "map": query.map,
+            "stride": stride,
+            "fpr": rule.fpr,
+            "fdr": rule.fdr,
+            "review_fpr": rule.review_fpr,
+            "limits": f"{settings.max_cells} {settings.max_windows} {settings.max_map_pixels}",
+        }
+
+    kept = KeptAnswer(resources, scorer, options, [body])
+    answer = await kept.get()
+    if answer is None:
+        recording, answer, settled = await _answer(
+            resources, scorer, rule, query.map, stride, (media_type, content_type, body)
+        )
+        await kept.put(answer)
+        if resources.shadow.wants(scorer):
+            series = Series(recording.rows, recording.timestamps_s, stride)
+            resources.shadow.offer(scorer, series, answer.decisions, settled.fpr)
+    resources.telemetry.decided(name, scorer.manifest.version, answer.decisions, answer.scores)
+    return answer.response(request)
+
+
+async def _answer(
+    resources: Resources,
+    scorer: Scorer,
+    rule: DecisionRule,
+    mode: str,
+    stride: int,
+    sent: tuple[str, str, bytes],
+) -> tuple[Recording, Answer, DecisionRule]:
+    """The recording that was sent, the answer, and the rule its windows were decided by."""
+    admission, telemetry, manifest = resources.admission, resources.telemetry, scorer.manifest
+    spec, name = scorer.series_input, scorer.manifest.name
 
     def decode() -> Recording:
-        with resources.telemetry.phase(name, "decode"):
-            return _recording(spec, media_type, content_type, body, settings.max_cells)
+        with telemetry.phase(name, "decode"):
+            return read_recording(spec, *sent, resources.settings.max_cells)
 
     with admission.admit(name, 1):
         recording = await admission.run(name, decode)
-        stride = query.stride or spec.stride
-        results = await score_recording(resources, scorer, rule, recording, stride, query.map)
-        return await admission.run(
-            name, lambda: _answer(request, scorer, recording, results, resources)
-        )
+        # with an fdr, windows are decided on when the p-values of all of them are known
+        at_once = rule if rule.fdr is None else DecisionRule.of(scorer, None, None)
+        results = await score_recording(resources, scorer, at_once, recording, stride, mode)
+
+        def encode() -> tuple[Answer, DecisionRule]:
+            with telemetry.phase(name, "encode"):
+                settled = rule if rule.fdr is None else decide_afterwards(rule, results)
+                overlap = overlap_warnings(rule, stride, spec.min_rows)
+                members = {
+                    "model": name,
+                    "version": manifest.version,
+                    "family": manifest.family,
+                    "provider": resources.catalog.runtime.provider_name,
+                    "rows": len(recording.rows),
+                    "windows": len(results),
+                    "warnings": [*recording.warnings, *settled.warnings, *overlap],
+                    "results": results,
+                }
+                scored = [r["score"] for r in results if r["score"] is not None]
+                return Answer.of(members, [r["decision"] for r in results], scored), settled
+
+        answer, settled = await admission.run(name, encode)
+    return recording, answer, settled
 
 
 async def score_recording(
@@ -175,7 +237,7 @@ def contributions(maps: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(total > 0, by_column / np.where(total > 0, total, 1), equal))
 
 
-def _recording(
+def read_recording(
     spec: SeriesInput, media_type: str, content_type: str, body: bytes, max_cells: int
 ) -> Recording:
     if media_type == MULTIPART:
@@ -256,31 +318,3 @@ def _sorted_shares(names: list[str], shares: np.ndarray) -> list[dict[str, Any]]
     order = np.argsort(-shares, kind="stable").tolist()
     values = shares.tolist()
     return [{"column": names[j], "share": values[j]} for j in order]
-
-
-def _answer(
-    request: Request,
-    scorer: Scorer,
-    recording: Recording,
-    results: list[dict[str, Any]],
-    resources: Resources,
-) -> Response:
-    manifest, telemetry = scorer.manifest, resources.telemetry
-    with telemetry.phase(manifest.name, "encode"):
-        body = orjson.dumps(
-            {
-                "model": manifest.name,
-                "version": manifest.version,
-                "family": manifest.family,
-                "provider": resources.catalog.runtime.provider_name,
-                "request_id": request_id_of(request),
-                "rows": len(recording.rows),
-                "windows": len(results),
-                "warnings": recording.warnings,
-                "results": results,
-            }
-        )
-    scored = [r["score"] for r in results if r["score"] is not None]
-    decisions = [r["decision"] for r in results]
-    telemetry.decided(manifest.name, manifest.version, decisions, scored)
-    return Response(body, media_type="application/json")

@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from service.schemas import HealthBody, ModelBody, ModelsBody, ReadyBody, Versio
 from service.settings import Settings
 from tests.artifacts import publish_image, publish_series, set_active
 from tests.service.conftest import Start
+from tests.service.operators import eventually
 from tests.service.pictures import encode, grey
 from tests.service.test_score_bad_input import refused
 
@@ -219,15 +221,41 @@ def test_a_broken_version_that_is_not_active_does_not_make_the_service_unready(
     refused(post(client, "?model=good&version=2"), 503, "score.onnx")
 
 
-def test_a_model_published_after_start_is_said_to_need_a_restart(
+def test_what_is_published_after_start_is_found_and_said_how_to_load(
     start: Start, tmp_path: Path
 ) -> None:
     publish_image(tmp_path, "good")
     client = start(tmp_path)
     publish_image(tmp_path, "late")
     publish_image(tmp_path, "good", 2)
-    refused(post(client, "?model=late"), 404, "restart")
-    refused(post(client, "?model=good&version=2"), 404, "restart")
+    refused(post(client, "?model=late"), 404, "late")
+    refused(post(client, "?model=good&version=2"), 404, "2")
+    eventually(lambda: [m["name"] for m in listed(client)] == ["good", "late"])
+    refused(post(client, "?model=late"), 404, "POST /models/late/versions/1/load")
+    refused(post(client, "?model=good&version=2"), 404, "POST /models/good/versions/2/load")
+    late = ModelBody.model_validate(client.get("/models/late").json())
+    assert (late.active_version, late.status) == (None, "not_loaded")
+    assert client.get("/models/good").json()["active_version"] == 1
+    assert client.get("/readyz").status_code == 200
+    shutil.rmtree(tmp_path / "late")
+    eventually(lambda: [m["name"] for m in listed(client)] == ["good"])
+
+
+def test_with_every_version_asked_for_those_published_later_are_loaded_too(
+    start: Start, tmp_path: Path
+) -> None:
+    publish_image(tmp_path, "good")
+    client = start(tmp_path, load_versions="all")
+    publish_image(tmp_path, "good", 2)
+    publish_image(tmp_path, "late")
+    eventually(lambda: score(client, "?model=late") == 200)
+    assert score(client, "?model=good&version=2") == 200
+    assert client.get("/models/good").json()["active_version"] == 1
+
+
+def listed(client: TestClient) -> list[dict[str, Any]]:
+    models: list[dict[str, Any]] = client.get("/models").json()["models"]
+    return models
 
 
 def test_a_half_published_version_is_not_served(start: Start, tmp_path: Path) -> None:

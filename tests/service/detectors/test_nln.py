@@ -18,7 +18,9 @@ from onnx import TensorProto, helper
 
 from service.contract.errors import ArtifactCorrupt, ArtifactIncompatible
 from service.contract.manifest import ImageInput
-from service.detectors.nln import NlnDetector, NlnParams, taper, top_mean
+from service.detectors.base import Neighbour
+from service.detectors.nln import NlnDetector, taper, top_mean
+from service.detectors.nln_artifact import NlnParams
 from service.runtime import Runtime
 from tests.artifacts import SERIES_INPUT, unpublished
 
@@ -266,6 +268,49 @@ def test_an_encoder_of_another_size_is_refused(folder: Path) -> None:
 def test_an_artifact_for_series_is_refused(folder: Path) -> None:
     with pytest.raises(ArtifactIncompatible, match="images"):
         open_detector(folder, SERIES_INPUT)
+
+
+def grey_levels(found: list[Neighbour]) -> list[int]:
+    """The one grey level of each decoded picture."""
+    assert all(np.ptp(n.pixels) == 0 for n in found)
+    return [int(n.pixels[0, 0, 0]) for n in found]
+
+
+@pytest.mark.parametrize("decoded", ["bank", "decoder"])
+def test_evidence_is_the_nearest_bank_items_in_order(folder: Path, decoded: str) -> None:
+    detector = open_detector(folder, decoded=decoded)
+    near, far = detector.evidence(constant(112, 255), 3)
+    assert grey_levels(near) == [102, 153, 51]
+    assert [n.row for n in near] == [2, 3, 1]
+    np.testing.assert_allclose([n.distance for n in near], np.array([10, 41, 61]) / 255, **CLOSE)
+    assert grey_levels(far) == [255, 204, 153]
+    assert {(n.x, n.y, n.width, n.height) for n in near} == {(0, 0, SIDE, SIDE)}
+    assert near[0].pixels.shape == (1, SIDE, SIDE)
+
+
+def test_evidence_of_patches_is_that_of_the_furthest(folder: Path) -> None:
+    detector = open_detector(folder, WIDE, stride=2)
+    x = np.full((2, 1, 8, 8), 102 / 255, np.float32)
+    x[0, :, 4:, 2:6] = 127 / 255
+    x[1, :, :4, 4:] = 180 / 255
+    first, second = detector.evidence(x, 2)
+    assert (first[0].x, first[0].y, first[0].width, first[0].height) == (2, 4, SIDE, SIDE)
+    assert grey_levels(first) == [102, 153]
+    assert (second[0].x, second[0].y) == (4, 0)
+    assert grey_levels(second) == [204, 153]
+    alone = detector.evidence(x[1:], 2)[0]
+    assert [n.row for n in alone] == [n.row for n in second]
+
+
+def test_evidence_is_no_more_than_the_bank_has_or_the_index_finds(folder: Path) -> None:
+    assert len(open_detector(folder).evidence(constant(112), 16)[0]) == len(LEVELS)
+    latents = np.load(folder / "latents.npy").astype(np.float32)
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(1), 1, len(latents))
+    index.train(latents)
+    index.add(latents)
+    faiss.write_index(index, str(folder / "index.faiss"))
+    found = open_detector(folder, index="ivfpq").evidence(constant(112), 16)[0]
+    assert grey_levels(found) == [102]
 
 
 distances = st.lists(st.floats(0, 1e3), min_size=2, max_size=8).map(sorted)

@@ -14,7 +14,8 @@ from sklearn.metrics import roc_auc_score
 
 from service.contract.errors import InvalidInput
 from service.contract.manifest import ImageInput
-from service.detectors.nln import BANK, DECODER, NlnDetector
+from service.detectors.nln import NlnDetector
+from service.detectors.nln_artifact import BANK, DECODER
 from service.runtime import Runtime
 from tests.artifacts import unpublished
 from training.families.base import PreparedData

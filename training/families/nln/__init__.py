@@ -23,7 +23,15 @@ from torch import Tensor
 from service.contract.errors import InvalidInput
 from service.contract.manifest import ImageInput
 from service.detectors.base import Detection
-from service.detectors.nln import BANK, DECODER, ENCODER, INDEX, LATENTS, TYPICAL, NlnParams
+from service.detectors.nln_artifact import (
+    BANK,
+    DECODER,
+    ENCODER,
+    INDEX,
+    LATENTS,
+    TYPICAL,
+    NlnParams,
+)
 from service.detectors.patches import Patches
 from training.export import export_onnx
 from training.families.base import FamilyConfig, PreparedData, Task

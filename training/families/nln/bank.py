@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
-from service.detectors.nln import NlnDetector, NlnParams, taper, to_levels
+from service.detectors.nln import NlnDetector, taper
+from service.detectors.nln_artifact import NlnParams, to_levels
 from service.runtime import NeighbourIndex
 from training.families.nln.config import NlnConfig
 from training.networks.autoencoder import Autoencoder

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.detectors.nln import Choice, Measured, NlnDetector, NlnParams, join, top_mean
+from service.detectors.nln import Measured, NlnDetector, join, top_mean
+from service.detectors.nln_artifact import Choice, NlnParams
 from training.families.base import PreparedData
 from training.families.nln.bank import NlnModel, detector_of
 from training.families.nln.config import NlnConfig

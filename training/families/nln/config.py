@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from service.contract.errors import InvalidInput
 from service.contract.manifest import ImageInput
-from service.detectors.nln import NlnParams
+from service.detectors.nln_artifact import NlnParams
 from training.families.base import FamilyConfig
 
 

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from service.detectors.nln import NlnParams
+from service.detectors.nln_artifact import NlnParams
 from training.families.nln.config import NlnConfig
 from training.networks.autoencoder import Autoencoder
 
