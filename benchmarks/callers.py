@@ -27,15 +27,20 @@ class Call:
 class Callers:
     """``count`` threads that each ask for one score after the other, ``pause_s`` apart."""
 
-    def __init__(self, server: Server, count: int, pause_s: float, images: list[bytes]) -> None:
+    def __init__(
+        self, server: Server, count: int, pause_s: float, images: list[bytes], key: str = ""
+    ) -> None:
         self.calls: list[Call] = []
         self._server, self._pause_s, self._images = server, pause_s, images
+        self._headers = PNG | ({"X-API-Key": key} if key else {})
         self._expected: dict[bytes, float] = {}
         self._done = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(count)]
         with httpx.Client() as client:
             for image in images:
-                answer = client.post(server.url + PATH, content=image, headers=PNG, timeout=30)
+                answer = client.post(
+                    server.url + PATH, content=image, headers=self._headers, timeout=30
+                )
                 self._expected[image] = answer.json()["results"][0]["raw_score"]
 
     def start(self) -> None:
@@ -61,7 +66,9 @@ class Callers:
                 image = self._images[turn % len(self._images)]
                 at = time.monotonic()
                 try:
-                    answer = client.post(self._server.url + PATH, content=image, headers=PNG)
+                    answer = client.post(
+                        self._server.url + PATH, content=image, headers=self._headers
+                    )
                     outcome = str(answer.status_code)
                     if answer.status_code == 200:
                         raw = answer.json()["results"][0]["raw_score"]
@@ -78,9 +85,11 @@ class Callers:
 
 
 @contextmanager
-def calling(server: Server, count: int = 4, pause_s: float = 0.005) -> Iterator[Callers]:
+def calling(
+    server: Server, count: int = 4, pause_s: float = 0.005, key: str = ""
+) -> Iterator[Callers]:
     """Callers at work during the block."""
-    callers = Callers(server, count, pause_s, loads.digits(64))
+    callers = Callers(server, count, pause_s, loads.digits(64), key)
     callers.start()
     try:
         yield callers

@@ -18,8 +18,8 @@ from callers import calling, words
 from outcomes import LeftOut, Outcome, Pace
 
 NAME = "digits-nln"
-ADMIN = "benchmark-admin-0123456789abcdef"
-_KEYS = f"bench:admin:{ADMIN};callers:infer:benchmark-infer-0123456789abcdef"
+ADMIN, INFER = "benchmark-admin-0123456789abcdef", "benchmark-infer-0123456789abcdef"
+_KEYS = f"bench:admin:{ADMIN};callers:infer:{INFER}"
 _AS_ADMIN = {"X-API-Key": ADMIN}
 
 
@@ -50,9 +50,9 @@ def corrupted_during_load(pace: Pace) -> Outcome:
     rng, outcomes, wrong = random.Random(0), dict[int, int](), 0
     with _models(NAME) as models:
         second = _second_version(models)
-        with servers.service(models, api_keys=_KEYS, extra=_no_keys()) as server:
+        with servers.service(models, api_keys=_KEYS) as server:
             _need_loading(server)
-            with calling(server) as callers:
+            with calling(server, key=INFER) as callers:
                 for turn in range(12 if pace.cycles > 50 else 4):
                     victim = second / rng.choice(["bank.npy", "encoder.onnx", "latents.npy"])
                     good = victim.read_bytes()
@@ -111,7 +111,7 @@ def disk_full_on_publish(pace: Pace) -> Outcome:
             left = sorted(p.name for p in (disk / NAME).iterdir())
         finally:
             subprocess.run(["umount", "--lazy", folder], check=False)
-    said = done.stderr.strip().splitlines()[-1] if done.stderr else "nothing"
+    said = "No space left on device" if "[Errno 28]" in done.stderr else done.stderr[-200:]
     return Outcome(
         "publishing a second version of 11 MB onto a disk with 5 MB left",
         f"the publisher: {said}; the folder then holds {left}; callers: {words(seen)}",
@@ -123,7 +123,7 @@ def disk_full_on_publish(pace: Pace) -> Outcome:
 def load_cycles(pace: Pace) -> Outcome:
     with _models(NAME) as models:
         _second_version(models)
-        with servers.service(models, api_keys=_KEYS, extra=_no_keys()) as server:
+        with servers.service(models, api_keys=_KEYS) as server:
             _need_loading(server)
             with httpx.Client(
                 base_url=f"{server.url}/models/{NAME}/versions/2", timeout=60
@@ -188,10 +188,6 @@ def _serving_unready(models: Path) -> Iterator[servers.Server]:
         while '"loading"' in httpx.get(f"{server.url}/models").text and time.monotonic() < until:
             time.sleep(0.1)
         yield server
-
-
-def _no_keys() -> dict[str, str]:
-    return {}
 
 
 def _need_loading(server: servers.Server) -> None:

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log_config=log_config(settings.log_format),
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=20,
+            timeout_graceful_shutdown=8,
         )
     return 0
 

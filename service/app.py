@@ -100,16 +100,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         on_change=on_change,
         state_file=settings.state_file,
     )
+    admission = Admission(
+        settings.concurrency or runtime.cores,
+        settings.queue_max_items,
+        telemetry,
+        batch_max_size=settings.batch_max_size,
+        batch_max_delay_s=settings.batch_max_delay_ms / 1e3,
+    )
     app.state.resources = Resources(
         settings=settings,
         catalog=catalog,
-        admission=Admission(
-            settings.concurrency or runtime.cores,
-            settings.queue_max_items,
-            telemetry,
-            batch_max_size=settings.batch_max_size,
-            batch_max_delay_s=settings.batch_max_delay_ms / 1e3,
-        ),
+        admission=admission,
         telemetry=telemetry,
         shadow=Shadow(
             catalog,
@@ -117,6 +118,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             settings.shadow_share,
             review_fpr=settings.review_fpr,
             max_pixels=settings.max_pixels,
+            busy=lambda: admission.busy,
         ),
         redis=redis,
         cache=ResultCache(settings.cache_ttl_s, settings.cache_max_bytes, telemetry, redis),

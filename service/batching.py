@@ -102,6 +102,11 @@ class Admission:
         self._queues: dict[tuple[int, bool], _Queue] = {}
         self._dispatching = False
 
+    @property
+    def busy(self) -> bool:
+        """Whether every slot is taken, or something waits for one."""
+        return not self._slots or bool(self._queues)
+
     def check_room(self, model: str, items: int = 1) -> None:
         """Nothing, where ``items`` more would be admitted now.
 
@@ -268,7 +273,7 @@ class Admission:
             all_finite = scores.finite
             telemetry.batch(name, used)
             telemetry.phases(name, scores.phases_s)
-        except DetectorFailure as error:
+        except Exception as error:
             if len(scored) == 1:
                 scored[0].error = error
                 return

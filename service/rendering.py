@@ -8,10 +8,6 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from service.contract.manifest import ImageInput
-from service.detectors.base import Neighbour
-from service.evidence import place_in_frame
-
 # black - violet - red - yellow: lightness rises evenly, after matplotlib's "inferno"
 _ANCHORS = np.array(
     [
@@ -81,18 +77,6 @@ def thumbnail(pixels: UInt8[np.ndarray, "C H W"]) -> str:
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     return b64encode(_png(image)).decode("ascii")
-
-
-def neighbour_member(
-    spec: ImageInput, neighbour: Neighbour, height: int, width: int
-) -> dict[str, Any]:
-    """A neighbour of an uploaded image of this size as a member of a JSON answer."""
-    return {
-        "distance": neighbour.distance,
-        "row": neighbour.row,
-        "place": place_in_frame(spec, neighbour, height, width),
-        "decoded": thumbnail(neighbour.pixels),
-    }
 
 
 def _member(encoding: str, shape: tuple[int, ...], scale: float, raw: bytes) -> dict[str, Any]:

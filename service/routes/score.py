@@ -130,7 +130,7 @@ async def _score(request: Request, query: ScoreQuery, resources: Resources) -> R
     if answer is None:
         answer = await _scores(job, job.answer, len(body))
         await kept.put(answer)
-        if resources.shadow.wants(scorer):
+        if query.fdr is None and resources.shadow.wants(scorer):
             resources.shadow.offer(scorer, job.scored_files(), answer.decisions, job.rule.fpr)
     resources.telemetry.decided(name, scorer.manifest.version, answer.decisions, answer.scores)
     return answer.response(request)
@@ -141,7 +141,7 @@ async def _scores(job: "_Job", finish: Callable[[Scores], T], body_bytes: int) -
     scorer, admission = job.scorer, job.resources.admission
     name, maps = scorer.manifest.name, job.mode != "none"
     with admission.admit(name, len(job.files)):
-        if body_bytes <= _SMALL_BYTES:
+        if body_bytes <= _SMALL_BYTES and job.evidence is None:
             try:
                 return await admission.batch(
                     scorer,

@@ -120,7 +120,7 @@ async def _score(request: Request, query: SeriesQuery, resources: Resources) -> 
             resources, scorer, rule, query.map, stride, (media_type, content_type, body)
         )
         await kept.put(answer)
-        if resources.shadow.wants(scorer):
+        if query.fdr is None and resources.shadow.wants(scorer):
             series = Series(recording.rows, recording.timestamps_s, stride)
             resources.shadow.offer(scorer, series, answer.decisions, settled.fpr)
     resources.telemetry.decided(name, scorer.manifest.version, answer.decisions, answer.scores)

@@ -147,6 +147,8 @@ def test_the_description_covers_every_route_bodies_and_problems(client: TestClie
         "/v2/models/{name}/versions/{version}/infer",
         "/v2/models/{name}/versions/{version}/ready",
         "/v2/repository/index",
+        "/streams/{id}",
+        "/streams/{id}/rows",
         "/models/{name}/versions/{version}/load",
         "/models/{name}/versions/{version}/unload",
         "/models/{name}/aliases/{alias}",
@@ -159,8 +161,10 @@ def test_the_description_covers_every_route_bodies_and_problems(client: TestClie
     assert set(score["requestBody"]["content"]) == {
         "multipart/form-data", "image/png", "image/jpeg", "image/bmp", "image/tiff", "image/webp",
     }  # fmt: skip
-    assert {p["name"] for p in score["parameters"]} == {"model", "version", "map", "fpr"}
-    for status in ("400", "404", "413", "415", "422", "503", "504"):
+    assert {p["name"] for p in score["parameters"]} == {
+        "model", "version", "map", "fpr", "fdr", "evidence",
+    }  # fmt: skip
+    for status in ("400", "404", "413", "415", "422", "429", "503", "504"):
         assert list(score["responses"][status]["content"]) == ["application/problem+json"]
     references = set(re.findall(r'"#/components/schemas/(\w+)"', client.get("/openapi.json").text))
     assert references <= set(schema["components"]["schemas"])
