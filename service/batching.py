@@ -131,8 +131,9 @@ class Admission:
 
     def count(self, model: str, change: int) -> None:
         """So many items more, or fewer, of a model are in progress."""
-        self._admitted[model] += change
-        self._telemetry.queue_depth(model, self._admitted[model])
+        admitted = self._admitted[model] = self._admitted[model] + change
+        if not admitted:  # else told once a batch, which is often enough and costs less
+            self._telemetry.queue_depth(model, 0)
 
     async def run(self, model: str, work: Callable[[], T]) -> T:
         """What ``work`` returns, computed in a thread; the wait for one counts as ``queue``."""
@@ -222,6 +223,8 @@ class Admission:
             if queue.shares:
                 self._queues[key] = queue
             if shares:
+                name = queue.scorer.manifest.name
+                self._telemetry.queue_depth(name, self._admitted[name])
                 self._slots -= 1
                 self._threads.submit(self._work, loop, queue.scorer, queue.maps, shares)
         if self._slots and self._queues and not self._batch_max_delay_s:

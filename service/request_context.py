@@ -57,7 +57,8 @@ class RequestContext:
         traceparent = headers.get(b"traceparent", b"")
         if traceparent and _TRACEPARENT.fullmatch(traceparent):
             extra.append((b"traceparent", traceparent))
-        scope.setdefault("state", {})["request_id"] = request_id.decode("ascii")
+        state = scope.setdefault("state", {})
+        state["request_id"], state["headers"] = request_id.decode("ascii"), headers
         status = 0
 
         async def send_with_id(message: Message) -> None:

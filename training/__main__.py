@@ -163,7 +163,8 @@ def _publish(
         body = "--data-binary @rows.csv -H 'Content-Type: text/csv'"
     out.print(
         f"published: {artifact.path} (card: {artifact.path / 'CARD.md'})\n"
-        f"serve it:  {where}make serve   (a service that runs already: restart it)\n"
+        f"serve it:  {where}make serve   (one that runs already: restart it, or PUT "
+        f"/models/{manifest.name}/aliases/stable)\n"
         f"score:     curl {body} 'http://127.0.0.1:8000{route}?model={manifest.name}'",
         soft_wrap=True,
     )

@@ -26,9 +26,15 @@ class Part:
     content_type: str = ""
 
 
+def header_of(request: Request, name: bytes, default: str = "") -> str:
+    """A header, by its lower-case name; found in the table that ``request_context`` made once."""
+    value = request.scope["state"]["headers"].get(name)
+    return default if value is None else str(value, "latin-1")
+
+
 def media_type_of(request: Request) -> str:
     """The lower-case media type of the body, parameters cut off; empty when none is stated."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return header_of(request, b"content-type").partition(";")[0].strip().lower()
 
 
 def check_media_type(request: Request, allowed: tuple[str, ...]) -> str:
@@ -41,7 +47,7 @@ def check_media_type(request: Request, allowed: tuple[str, ...]) -> str:
     if media_type not in allowed:
         stated = f"Content-Type {media_type!r} is" if media_type else "no Content-Type is"
         raise UnsupportedMedia(f"{stated} not accepted; allowed: {', '.join(allowed)}")
-    encoding = request.headers.get("content-encoding", "identity").lower()
+    encoding = header_of(request, b"content-encoding", "identity").lower()
     if encoding != "identity":
         raise UnsupportedMedia(f"Content-Encoding {encoding!r} is not accepted; send it plain")
     return media_type
@@ -54,7 +60,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         InputTooLarge: more than ``max_bytes``, by ``Content-Length`` or by count.
         ClientDisconnect: the client went away.
     """
-    stated = request.headers.get("content-length", "")
+    stated = header_of(request, b"content-length")
     if stated.isdecimal() and int(stated) > max_bytes:
         raise _too_large(max_bytes)
     chunks: list[bytes] = []

@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
 
 from service.contract.errors import FieldError, InvalidInput
+from service.decoding.body import header_of
 from service.problems import MEDIA_TYPE
 from service.rate_limits import caller_of
 from service.resources import resources_of
@@ -107,8 +108,8 @@ def timeout_s(request: Request, longest: float) -> float:
     Raises:
         InvalidInput: the header is no positive number.
     """
-    text = request.headers.get("x-request-timeout")
-    if text is None:
+    text = header_of(request, b"x-request-timeout")
+    if not text:
         return longest
     try:
         seconds = float(text)

@@ -19,6 +19,7 @@ from service.decision import DecisionRule
 from service.decoding.body import (
     MULTIPART,
     check_media_type,
+    header_of,
     parse_multipart,
     parts_named,
     read_body,
@@ -38,6 +39,7 @@ from service.scoring import Scorer, Scores
 T = TypeVar("T")
 router = APIRouter(tags=["scoring"])
 
+_ACCEPTED = (MULTIPART, *MEDIA_TYPES)
 # larger pictures are decoded, and their maps encoded, apart from the batch they are scored in
 _SMALL_BYTES, _SMALL_PIXELS = 1 << 18, 1 << 17
 
@@ -111,12 +113,12 @@ async def _score(request: Request, query: ScoreQuery, resources: Resources) -> R
     rule = DecisionRule.of(scorer, query.fpr, settings.review_fpr, query.fdr)
     if query.evidence is not None:
         evidence_detector(scorer)
-    media_type = check_media_type(request, (MULTIPART, *MEDIA_TYPES))
+    media_type = check_media_type(request, _ACCEPTED)
     body = await read_body(request, settings.max_body_bytes)
     files = [body]
     if media_type == MULTIPART:
         files = await _image_parts(request.headers["content-type"], body, settings.max_images)
-    as_picture = prefers_png(request.headers.get("accept", ""))
+    as_picture = prefers_png(header_of(request, b"accept"))
     if as_picture and len(files) > 1:
         raise InvalidInput(f"Accept: image/png answers for one image; {len(files)} were sent")
     if as_picture and query.evidence is not None:
@@ -362,6 +364,8 @@ class _Job:
 
 def prefers_png(accept: str) -> bool:
     """Whether an Accept header names image/png and nothing, JSON least of all, before it."""
+    if "image/png" not in accept.lower():
+        return False
     quality: dict[str, float] = {}
     for item in accept.lower().split(","):
         media_type, _, parameters = item.partition(";")
