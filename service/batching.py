@@ -24,10 +24,15 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from service.contract.errors import DeadlinePassed, DetectorFailure, Overloaded
+from service.decoding.images import SMALL_PIXELS, NotSmallError
 from service.scoring import Scorer, Scores
 from service.telemetry import Telemetry
 
 T = TypeVar("T")
+PictureFill = Callable[[np.ndarray, dict[str, float], int | None], int]
+"""A ``Fill`` that raises ``NotSmallError`` before decoding more pixels than the last argument."""
+Fill = Callable[[np.ndarray, dict[str, float]], int]
+"""Writes items into rows, adds the seconds it took by phase, and says how many rows it used."""
 _WATCH_AFTER_S = 0.05
 
 
@@ -39,7 +44,7 @@ class Share:
     def __init__(
         self,
         items: int,
-        fill: Callable[[np.ndarray], int],
+        fill: Fill,
         finish: Callable[[Scores], Any],
         future: "asyncio.Future[Any]",
     ) -> None:
@@ -152,7 +157,7 @@ class Admission:
             DetectorFailure: a runtime failed, or gave something that is not a number.
         """
 
-        def fill(rows: np.ndarray) -> int:
+        def fill(rows: np.ndarray, _phases_s: dict[str, float]) -> int:
             rows[:] = x
             return len(x)
 
@@ -162,7 +167,7 @@ class Admission:
         self,
         scorer: Scorer,
         items: int,
-        fill: Callable[[np.ndarray], int],
+        fill: Fill,
         finish: Callable[[Scores], T],
         *,
         maps: bool,
@@ -200,6 +205,57 @@ class Admission:
             return await future
         finally:
             watch.end()
+
+    async def pictures(
+        self,
+        scorer: Scorer,
+        items: int,
+        fill: PictureFill,
+        finish: Callable[[Scores], T],
+        *,
+        maps: bool,
+        small: bool,
+        receive: Receive,
+    ) -> T:
+        """``batch`` for pictures; large ones are decoded, and their answer made, apart from it, so
+        that no request waits for the pictures of another.
+
+        Args:
+            small: False for pictures known to be large, or slow to answer for.
+
+        Raises:
+            InputError: what ``fill`` raised.
+            DetectorFailure, ClientDisconnect: see ``batch``.
+        """
+        if small:
+            try:
+                return await self.batch(
+                    scorer,
+                    items,
+                    lambda rows, phases_s: fill(rows, phases_s, SMALL_PIXELS),
+                    finish,
+                    maps=maps,
+                    receive=receive,
+                )
+            except NotSmallError:
+                pass
+        name = scorer.manifest.name
+        x = np.empty((items, *scorer.shape), dtype=np.float32)
+
+        def fill_apart() -> int:
+            phases_s: dict[str, float] = {}
+            used = fill(x, phases_s, None)
+            self._telemetry.phases(name, phases_s)
+            return used
+
+        used = await self.run(name, fill_apart)
+        scores = await self.score(scorer, x[:used], maps=maps)
+
+        def finish_apart() -> T:
+            with self._telemetry.phase(name, "encode"):
+                return finish(scores)
+
+        return await self.run(name, finish_apart)
 
     def _dispatch_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """At the end of this turn of the loop, so that requests read together score together."""
@@ -264,9 +320,10 @@ class Admission:
         telemetry.queued(name, [started - share.asked for share in shares])
         x = np.empty((sum(s.items for s in shares), *scorer.shape), np.float32)
         used = 0
+        phases_s: dict[str, float] = {}
         for share in shares:
             try:
-                share.rows = share.fill(x[used : used + share.items])
+                share.rows = share.fill(x[used : used + share.items], phases_s)
                 used += share.rows
             except Exception as error:
                 share.error = error
@@ -275,7 +332,6 @@ class Admission:
             scores = scorer.score(x[:used], maps=maps)
             all_finite = scores.finite
             telemetry.batch(name, used)
-            telemetry.phases(name, scores.phases_s)
         except Exception as error:
             if len(scored) == 1:
                 scored[0].error = error
@@ -284,6 +340,7 @@ class Admission:
                 self._score_shares(scorer, [share], maps=maps)
             return
         at = 0
+        began = perf_counter()
         for share in scored:
             try:
                 part = scores.part(at, at + share.rows)
@@ -293,6 +350,9 @@ class Admission:
             except Exception as error:
                 share.error = error
             at += share.rows
+        phases_s |= scores.phases_s
+        phases_s["encode"] = perf_counter() - began
+        telemetry.phases(name, phases_s)
 
     def close(self) -> None:
         """No further work starts; work in hand ends."""

@@ -43,6 +43,14 @@ _OTHERS = {b"GIF8": "GIF", b"%PDF": "PDF", b"\x00\x00\x01\x00": "ICO", b"8BPS": 
 Image.MAX_IMAGE_PIXELS = None
 
 
+# beyond these, pictures are not decoded by the thread that scores them with those of others
+SMALL_BYTES, SMALL_PIXELS = 1 << 18, 1 << 17
+
+
+class NotSmallError(Exception):
+    """The pictures have more pixels than others should wait for; nothing was decoded."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture whose header was read and whose pixels were not."""

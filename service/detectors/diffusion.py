@@ -31,6 +31,7 @@ from service.runtime import Runtime, Session
 ENCODER, UNET, DECODER = "encoder.onnx", "unet.onnx", "decoder.onnx"
 CLASSIFIER, ARRAYS = "pair_classifier.onnx", "arrays.npz"
 ScoreVariant = Literal["one_shot", "reconstruction", "latent_reconstruction", "classifier"]
+Precision = Literal["float32", "int8"]
 _DECODED = ("reconstruction", "classifier")
 _PIXELS_AT_ONCE = 1 << 18
 
@@ -57,6 +58,8 @@ class DiffusionParams(Params):
     t0: int = Field(ge=1)
     ddim_steps: int = Field(ge=1)
     starts: int = Field(ge=1)
+    precision: Precision = "float32"
+    """Of the denoiser's convolutions."""
     selection: dict[ScoreVariant, float] = Field(default_factory=dict)
     """AUROC of each score variant on held-out normals against synthetic anomalies."""
 

@@ -21,6 +21,7 @@ from service.runtime import NeighbourIndex, Runtime
 
 ENCODER, DECODER, INDEX = "encoder.onnx", "decoder.onnx", "index.faiss"
 LATENTS, BANK, TYPICAL = "latents.npy", "bank.npy", "typical.npy"
+IndexKind = Literal["flat", "hnsw", "ivfpq", "ivf8"]
 
 
 class Choice(Frozen):
@@ -54,7 +55,7 @@ class NlnParams(Params):
     d_to_e: float = Field(default=1.0, gt=0, description="pixels of e per unit of d, in the map")
     blur: float = Field(ge=0, description="sigma of the Gaussian over the input, in pixels")
     decoded: Literal["bank", "decoder"]
-    index: Literal["flat", "hnsw", "ivfpq"]
+    index: IndexKind
     selection: list[Choice] = Field(default_factory=list)
 
     @property

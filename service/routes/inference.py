@@ -8,7 +8,6 @@ import asyncio
 from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,13 @@ from service.contract.manifest import SeriesInput
 from service.contract.preprocess import map_to_frame
 from service.decision import DecisionRule
 from service.decoding.body import check_media_type, media_type_of, read_body
+from service.decoding.images import SMALL_BYTES
 from service.decoding.tables import Recording
 from service.decoding.tensors import HEADER_LENGTH
 from service.decoding.tensors.answer import Output, write_infer_answer
 from service.decoding.tensors.elements import Tensor
 from service.decoding.tensors.inputs import (
     Limits,
-    NotSmallError,
     check_images,
     only_input,
     read_pictures,
@@ -51,7 +50,6 @@ OUTPUTS: dict[Task, tuple[str, ...]] = {
 _FORM = "application/x-www-form-urlencoded"  # what curl -d states unless told otherwise
 _MEDIA_TYPES = ("application/json", "application/octet-stream", _FORM)
 # a longer body is parsed in a thread; larger pictures do not let a batch wait for them
-_SMALL_BYTES, _SMALL_PIXELS = 1 << 16, 1 << 17
 
 Values = Mapping[str, np.ndarray | list[Decision]]
 
@@ -100,7 +98,7 @@ async def infer(request: Request, name: str, version: Version | None) -> Respons
     check_media_type(request, _MEDIA_TYPES if media_type_of(request) else ("",))
     body = await read_body(request, settings.max_body_bytes)
     header_length = request.headers.get(HEADER_LENGTH)
-    if len(body) <= _SMALL_BYTES:
+    if len(body) <= SMALL_BYTES:
         asked = read_infer_request(body, header_length)
     else:
         asked = await asyncio.to_thread(read_infer_request, body, header_length)
@@ -120,7 +118,7 @@ async def infer(request: Request, name: str, version: Version | None) -> Respons
     wait_us = parameters.timeout
     with deadline(settings.request_timeout_s if wait_us is None else wait_us / 1e6):
         if scorer.manifest.task == "image":
-            return await _images(task, request, small=len(body) <= _SMALL_BYTES)
+            return await _images(task, request, small=len(body) <= SMALL_BYTES)
         return await _recording(task, parameters.stride)
 
 
@@ -129,31 +127,26 @@ async def _images(task: _Task, request: Request, *, small: bool) -> Response:
     maps = task.wants(MAP)
     sizes: list[tuple[int, ...]] = []
 
-    def fill(rows: np.ndarray, most_pixels: int | None = None) -> int:
+    def fill(rows: np.ndarray, phases_s: dict[str, float], most_pixels: int | None) -> int:
         nonlocal sizes
-        sizes, phases_s = read_pictures(
+        sizes, spent = read_pictures(
             task.tensor, scorer.image_input, task.limits, rows, maps=maps, most_pixels=most_pixels
         )
-        task.resources.telemetry.phases(name, phases_s)
+        for phase, seconds in spent.items():
+            phases_s[phase] = phases_s.get(phase, 0.0) + seconds
         return len(rows)
-
-    def finish(scores: Scores) -> Response:
-        return _answer(task, _image_values(task, sizes, scores))
 
     count = check_images(task.tensor, task.limits)
     with admission.admit(name, count):
-        if small:
-            fill_small = partial(fill, most_pixels=_SMALL_PIXELS)
-            try:
-                return await admission.batch(
-                    scorer, count, fill_small, finish, maps=maps, receive=request.receive
-                )
-            except NotSmallError:
-                pass
-        x = np.empty((count, *scorer.shape), dtype=np.float32)
-        await admission.run(name, lambda: fill(x))
-        scores = await admission.score(scorer, x, maps=maps)
-        return await admission.run(name, lambda: finish(scores))
+        return await admission.pictures(
+            scorer,
+            count,
+            fill,
+            lambda scores: _answer(task, _image_values(task, sizes, scores)),
+            maps=maps,
+            small=small,
+            receive=request.receive,
+        )
 
 
 async def _recording(task: _Task, stride: int | None) -> Response:
@@ -172,7 +165,12 @@ async def _recording(task: _Task, stride: int | None) -> Response:
         results = await score_recording(
             task.resources, task.scorer, rule, recording, stride or spec.stride, mode
         )
-        return await admission.run(name, lambda: _answer(task, _window_values(task, spec, results)))
+
+        def answer() -> Response:
+            with task.resources.telemetry.phase(name, "encode"):
+                return _answer(task, _window_values(task, spec, results))
+
+        return await admission.run(name, answer)
 
 
 def _image_values(task: _Task, sizes: list[tuple[int, ...]], scores: Scores) -> Values:
@@ -223,14 +221,13 @@ def _window_values(task: _Task, spec: SeriesInput, results: list[dict[str, Any]]
 
 def _answer(task: _Task, values: Values) -> Response:
     manifest, telemetry = task.scorer.manifest, task.resources.telemetry
-    with telemetry.phase(manifest.name, "encode"):
-        members = {
-            "model_name": manifest.name,
-            "model_version": str(manifest.version),
-            "id": task.id,
-        }
-        outputs = [Output(name, _typed(values[name]), binary) for name, binary in task.outputs]
-        body, json_bytes = write_infer_answer(members, outputs)
+    members = {
+        "model_name": manifest.name,
+        "model_version": str(manifest.version),
+        "id": task.id,
+    }
+    outputs = [Output(name, _typed(values[name]), binary) for name, binary in task.outputs]
+    body, json_bytes = write_infer_answer(members, outputs)
     scores = np.asarray(values["score"])
     decisions = list(values["decision"])
     telemetry.decided(

@@ -24,7 +24,14 @@ from service.decoding.body import (
     parts_named,
     read_body,
 )
-from service.decoding.images import MEDIA_TYPES, Picture, read_header, read_pixels
+from service.decoding.images import (
+    MEDIA_TYPES,
+    SMALL_BYTES,
+    NotSmallError,
+    Picture,
+    read_header,
+    read_pixels,
+)
 from service.evidence import evidence_detector, find_evidence, place_in_frame
 from service.problems import problem_of
 from service.rate_limits import caller_of
@@ -40,8 +47,6 @@ T = TypeVar("T")
 router = APIRouter(tags=["scoring"])
 
 _ACCEPTED = (MULTIPART, *MEDIA_TYPES)
-# larger pictures are decoded, and their maps encoded, apart from the batch they are scored in
-_SMALL_BYTES, _SMALL_PIXELS = 1 << 18, 1 << 17
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BODY = {
@@ -143,34 +148,23 @@ async def _scores(job: "_Job", finish: Callable[[Scores], T], body_bytes: int) -
     scorer, admission = job.scorer, job.resources.admission
     name, maps = scorer.manifest.name, job.mode != "none"
     with admission.admit(name, len(job.files)):
-        if body_bytes <= _SMALL_BYTES and job.evidence is None:
-            try:
-                return await admission.batch(
-                    scorer,
-                    len(job.files),
-                    job.fill_small,
-                    finish,
-                    maps=maps,
-                    receive=job.request.receive,
-                )
-            except _NotSmallError:
-                pass
-        x = np.empty((len(job.files), *scorer.shape), dtype=np.float32)
-        used = await admission.run(name, lambda: job.fill(x))
-        scores = await admission.score(scorer, x[:used], maps=maps)
-        return await admission.run(name, lambda: finish(scores))
+        return await admission.pictures(
+            scorer,
+            len(job.files),
+            job.fill,
+            finish,
+            maps=maps,
+            small=body_bytes <= SMALL_BYTES and job.evidence is None,
+            receive=job.request.receive,
+        )
 
 
 async def _image_parts(content_type: str, body: bytes, most: int) -> list[bytes]:
-    if len(body) <= _SMALL_BYTES:
+    if len(body) <= SMALL_BYTES:
         parts = parse_multipart(content_type, body, most)
     else:
         parts = await asyncio.to_thread(parse_multipart, content_type, body, most)
     return [part.data for part in parts_named(parts, "image")]
-
-
-class _NotSmallError(Exception):
-    """The pictures have more pixels than a batch should wait for."""
 
 
 class _Job:
@@ -208,24 +202,22 @@ class _Job:
         """The files that were decided on."""
         return [f for f, i in zip(self.files, self.items, strict=True) if isinstance(i, _Own)]
 
-    def fill_small(self, rows: Float32[np.ndarray, "N C H W"]) -> int:
-        """``fill``, unless the pictures are too large to let a batch wait.
-
-        Raises:
-            _NotSmallError: they are; nothing was decoded.
-        """
-        return self.fill(rows, _SMALL_PIXELS)
-
-    def fill(self, rows: Float32[np.ndarray, "N C H W"], most_pixels: int | None = None) -> int:
+    def fill(
+        self,
+        rows: Float32[np.ndarray, "N C H W"],
+        phases_s: dict[str, float],
+        most_pixels: int | None,
+    ) -> int:
         """How many files were decoded; their model inputs are in the first rows.
 
         Raises:
             InputTooLarge: together they have more pixels than a request, or maps an answer, may
                 have.
             InputError: what is wrong with the only file.
+            NotSmallError: together they have more than ``most_pixels``; nothing was decoded.
         """
-        seen = self._headers(most_pixels)
         started = perf_counter()
+        seen = self._headers(most_pixels)
         preprocess_s = 0.0
         spec, keep = self.scorer.image_input, self.mode == "heatmap"
         self.items, self.x = [], rows
@@ -245,8 +237,8 @@ class _Job:
             self.items.append(_Own(picture.width, picture.height, pixels if keep else None))
             used += 1
         decode_s = perf_counter() - started - preprocess_s
-        name, telemetry = self.scorer.manifest.name, self.resources.telemetry
-        telemetry.phases(name, {"decode": decode_s, "preprocess": preprocess_s})
+        phases_s["decode"] = phases_s.get("decode", 0.0) + decode_s
+        phases_s["preprocess"] = phases_s.get("preprocess", 0.0) + preprocess_s
         if len(self.items) == 1 and isinstance(self.items[0], InputError):
             raise self.items[0]
         return used
@@ -274,12 +266,11 @@ class _Job:
                 f"({settings.max_map_pixels}, ANOMALY_MAX_MAP_PIXELS); map=none scores without maps"
             )
         if most_pixels is not None and pixels > most_pixels:
-            raise _NotSmallError
+            raise NotSmallError
         return seen
 
     def answer(self, scores: Scores) -> Answer:
         """The answer, from the scores of the decoded files."""
-        started = perf_counter()
         manifest = self.scorer.manifest
         self.rule = self.rule.settle(scores.p_value)
         decisions = self.rule.decide(scores.p_value)
@@ -307,9 +298,7 @@ class _Job:
         if self.rule.warnings:
             members["warnings"] = self.rule.warnings
         members["results"] = results
-        answer = Answer.of(members, decisions, scores.score.tolist(), keep=k == len(self.items))
-        self.resources.telemetry.phases(manifest.name, {"encode": perf_counter() - started})
-        return answer
+        return Answer.of(members, decisions, scores.score.tolist(), keep=k == len(self.items))
 
     def _evidence(self, most: int, used: int) -> list[list[dict[str, Any]]]:
         """The members of ``NeighbourBody`` for the nearest items of each image."""
@@ -345,7 +334,6 @@ class _Job:
 
     def answer_picture(self, scores: Scores) -> Response:
         """The heatmap itself, its score in the headers."""
-        started = perf_counter()
         item = self.items[0]
         assert isinstance(item, _Own)
         assert item.pixels is not None
@@ -356,7 +344,6 @@ class _Job:
         spec, calibration = self.scorer.image_input, manifest.calibration
         residual = map_to_frame(spec, scores.maps[0], item.height, item.width)
         png = heatmap(residual, item.pixels, calibration.map_scale)
-        telemetry.phases(manifest.name, {"encode": perf_counter() - started})
         telemetry.decided(manifest.name, manifest.version, [decision], [score])
         headers = {"X-Anomaly-Score": repr(score), "X-Anomaly-Decision": decision}
         return Response(png, headers=headers, media_type="image/png")

@@ -13,7 +13,7 @@ from PIL import Image
 from service.contract.errors import FieldError, InputError, InputTooLarge, InvalidInput
 from service.contract.manifest import ImageInput, SeriesInput
 from service.contract.preprocess import prepare_image, to_uint8
-from service.decoding.images import read_header, read_pixels
+from service.decoding.images import NotSmallError, read_header, read_pixels
 from service.decoding.tables import Recording
 from service.decoding.tensors.elements import Tensor
 
@@ -31,10 +31,6 @@ class Limits:
     max_pixels: int
     max_map_pixels: int
     max_cells: int
-
-
-class NotSmallError(Exception):
-    """The images have more pixels than a batch should wait for."""
 
 
 def only_input(tensors: tuple[Tensor, ...], spec: ImageInput | SeriesInput) -> Tensor:
