@@ -1,6 +1,6 @@
-"""``digits-nln`` as a decoder-pass variant: 10,000 latents, and a decoder run on the neighbours found
-instead of a bank of decoded images. The decoder has the trained one's architecture and random
-weights (shipped artifacts with a bank hold no decoder): its times are right, its scores mean nothing.
+"""``digits-nln`` as a decoder-pass variant: 10,000 latents, and a decoder run on the neighbours
+that were found instead of a bank of decoded images. The decoder has the trained one's architecture
+and random weights (artifacts with a bank hold no decoder): right in its times, not in its scores.
 """
 
 import json

@@ -47,7 +47,7 @@ def worker_killed(pace: Pace) -> Outcome:
     )
 
 
-def sigterm_under_load(pace: Pace) -> Outcome:
+def sigterm_under_load(_: Pace) -> Outcome:
     body = loads.form(loads.digits(64))
     head = (
         f"POST /score?map=png HTTP/1.1\r\nHost: here\r\nContent-Type: {loads.FORM_TYPE}\r\n"
@@ -117,17 +117,17 @@ def disconnects(pace: Pace) -> Outcome:
         alive = server.alive()
     return Outcome(
         f"{count} callers gone in the middle of a body",
-        f"the others: {words(seen)}; afterwards queue depth {depth:g}, {traces} tracebacks in the log",
+        f"the others: {words(seen)}; afterwards queue depth {depth:g}, {traces} tracebacks",
         "nothing",
         ok=set(seen) == {"200"} and depth == 0 and traces == 0 and alive,
     )
 
 
-def slow_bodies(pace: Pace) -> Outcome:
+def slow_bodies(_: Pace) -> Outcome:
     return _slow_loris("bodies", _HEAD.encode() + b"\x89PNG", b"a")
 
 
-def slow_headers(pace: Pace) -> Outcome:
+def slow_headers(_: Pace) -> Outcome:
     return _slow_loris("headers", b"POST /score HTTP/1.1\r\nHost: here\r\n", b"X: y\r\n")
 
 

@@ -1,5 +1,5 @@
-"""Faults of the Redis that caches results and keeps streams: never a delay of more than 50 ms, never
-another score, never an append that was acknowledged and is gone.
+"""Faults of the Redis that caches results and keeps streams: never a delay of more than 50 ms,
+never another score, never an append that was acknowledged and is gone.
 """
 
 import sys

@@ -87,7 +87,7 @@ def wrk(url: str, bodies: Path, content_type: str, connections: int, seconds: in
 def open_loop(
     url: str, bodies: Path, content_type: str, phases: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
-    """What k6 saw in each phase {rate, start, seconds, vus}: accepted, refused (ms), failed, dropped.
+    """What k6 saw in each phase {rate, start, seconds, vus}: accepted, refused, failed, dropped.
 
     Arrivals follow the clock, so a slow server does not slow the questions down (no coordinated
     omission); ``dropped`` counts arrivals for which every one of ``vus`` connections was busy.

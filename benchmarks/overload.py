@@ -2,12 +2,12 @@
 
     python benchmarks/overload.py [--quick]        about 1 minute (half of it with --quick)
 
-Finds the capacity (wrk, closed loop), then asks in an open loop (k6, constant arrival rate): 80 % of
-it, five times it, 80 % again second by second. Targets: at 5 x the accepted keep a p99 within 3 x
-theirs at 80 %, the rest get 503 within 100 ms (p99), memory stays flat, and from 2 s after the end
-on everything is accepted again at the old pace. One request is a form of several images, so that a
-generator on one core can ask for five times the capacity. The service on one core, the client on
-the other. Results: benchmarks/results/overload.{json,md}.
+Finds the capacity (wrk, closed loop), then asks in an open loop (k6, constant arrival rate): 80 %
+of it, five times it, 80 % again second by second. Targets: at 5 x the accepted keep a p99 within
+3 x theirs at 80 %, the rest get 503 within 100 ms (p99), memory stays flat, and from 2 s after the
+end on everything is accepted again at the old pace. One request is a form of several images, so
+that a generator on one core can ask for five times the capacity. The service on one core, the
+client on the other. Results: benchmarks/results/overload.{json,md}.
 """
 
 import tempfile
@@ -163,7 +163,7 @@ def text(values: dict[str, Any]) -> str:
 
 {report.table(["target", "at", "seen", "met"], targets)}
 
-Open loop (k6), latencies with the wait for a connection; "after-n" is the n-th second after the flood:
+Open loop (k6), latencies with the wait for a connection; "after-n": the n-th second after it:
 
 {report.table([*head, "lost"], phases)}
 

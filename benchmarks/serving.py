@@ -1,14 +1,15 @@
-"""The service beside a plain FastAPI endpoint, LitServe, BentoML and mosec, all over the same detector
-code and artifact, and beside the ceiling: the same work in one thread without any server.
+"""The service beside a plain FastAPI endpoint, LitServe, BentoML and mosec, all over the same
+detector code and artifact, and beside the ceiling: the same work in one thread without any server.
 
-    python benchmarks/serving.py bank          the shipped digits-nln               (about 5 minutes)
-    python benchmarks/serving.py decoder       10,000 latents and a decoder pass    (about 5 minutes)
-    ... --quick                                one short round of everything        (about 1 minute)
+    python benchmarks/serving.py bank        the shipped digits-nln               (about 5 minutes)
+    python benchmarks/serving.py decoder     10,000 latents and a decoder pass    (about 5 minutes)
+    ... --quick                              one short round of everything        (about 1 minute)
 
 Every server with all its processes is pinned to one core, the client to the other. Rounds are
-interleaved (A B C D, A B C D, ...), servers that are not being measured are stopped (SIGSTOP); medians
-of the rounds. Bodies: 512 different digits; the service's result cache is switched off. Needs wrk on
-PATH; peers and k6 are installed into .venv-bench. Results: benchmarks/results/serving-<artifact>.{json,md}.
+interleaved (A B C D, A B C D, ...), servers that are not being measured are stopped (SIGSTOP);
+medians of the rounds. Bodies: 512 different digits; the service's result cache is switched off.
+Needs wrk on PATH; peers and k6 are installed into .venv-bench. Results:
+benchmarks/results/serving-<artifact>.{json,md}.
 """
 
 import signal
@@ -17,19 +18,25 @@ import tempfile
 import time
 from collections import defaultdict
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from enum import Enum
+from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-import httpx
 import loads
 import report
 import servers
 import typer
+from contestants import (
+    Contestant,
+    check_answers,
+    start_ceiling,
+    start_peers,
+    start_service,
+    write_bodies,
+)
 
-PEERS = Path(__file__).parent / "peers"
 CONNECTIONS = (1, 16, 64)
 OURS, CEILING = "service", "ceiling"
 TITLES = {
@@ -42,25 +49,11 @@ TITLES = {
 LONE_RATE, SHARE = 50, 0.8  # requests a second of a lone caller; share of capacity
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
+    """Which artifact."""
+
     bank = "bank"
     decoder = "decoder"
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A running server, where it takes a raw image and a form, and the bodies for each."""
-
-    server: servers.Server
-    raw: str
-    form: str
-    form_bodies: Path
-
-    def target(self, kind: str, raw_bodies: Path) -> tuple[str, Path, str]:
-        """URL, bodies and content type of one kind of request."""
-        if kind == "raw":
-            return self.server.url + self.raw, raw_bodies, loads.RAW_TYPE
-        return self.server.url + self.form, self.form_bodies, loads.FORM_TYPE
 
 
 def main(
@@ -88,7 +81,7 @@ def main(
         }
         field = {key: field[key] for key in TITLES if key in only.split(",")}
         ceiling = start_ceiling(stack, python, models, name)
-        check_answers(field, bodies["raw"], folder)
+        check_answers(field, bodies["raw"])
         for contestant in field.values():
             loads.wrk(*contestant.target("raw", bodies["raw"]), 16, 1)
             contestant.server.signal_all(signal.SIGSTOP)
@@ -99,93 +92,6 @@ def main(
     settings = {"rounds": rounds, "seconds": seconds, "connections": CONNECTIONS}
     title = f"Serving {name}: requests a second beside peers"
     report.write(f"serving-{artifact.value}", title, text(values, name), settings | values)
-
-
-def write_bodies(folder: Path) -> dict[str, Path]:
-    files = loads.digits()
-    return {
-        "raw": loads.write_bodies(folder / "raw", files),
-        "image": loads.write_bodies(folder / "form", [loads.form([f]) for f in files]),
-        "images": loads.write_bodies(folder / "list", [loads.form([f], "images") for f in files]),
-    }
-
-
-def start_service(stack: ExitStack, models: Path, name: str, bodies: dict[str, Path]) -> Contestant:
-    path = f"/score?map=none&model={name}"
-    settings = {"workers": "1", "cache_ttl_s": "0"}
-    server = stack.enter_context(servers.service(models, **settings))
-    return Contestant(server, path, path, bodies["image"])
-
-
-def start_peers(
-    stack: ExitStack, python: Path, models: Path, name: str, bodies: dict[str, Path]
-) -> dict[str, Contestant]:
-    ports = {key: servers.free_port() for key in ("mosec", "fastapi", "litserve", "bentoml")}
-    mosec = ["--address", "127.0.0.1", "--log-level", "warning", "--port", str(ports["mosec"])]
-    mosec += ["--timeout", "20000"]
-    bento = ["serve", "bentoml_peer:Score", "--host", "127.0.0.1", "--port", str(ports["bentoml"])]
-    commands = {
-        "mosec": ([PEERS / "mosec_peer.py", *mosec], "/", "/score", "image"),
-        "fastapi": ([PEERS / "fastapi_peer.py"], "/ready", "/form", "image"),
-        "litserve": ([PEERS / "litserve_peer.py"], "/health", "/score", "image"),
-        "bentoml": (["-m", "bentoml", *bento], "/readyz", "/form", "images"),
-    }
-    found = {}
-    for key, (command, ready, form, kind) in commands.items():
-        environment = peer_environment(models, name) | {"PEER_PORT": str(ports[key])}
-        words = [str(python), *map(str, command)]
-        running = servers.running(key, words, environment, ports[key], ready=ready)
-        found[key] = Contestant(stack.enter_context(running), "/score", form, bodies[kind])
-    return found
-
-
-def peer_environment(models: Path, name: str) -> dict[str, str]:
-    return {
-        "PEER_MODELS_DIR": str(models),
-        "PEER_MODEL": name,
-        "PYTHONPATH": f"{servers.ROOT}:{PEERS}",
-        "BENTOML_DO_NOT_TRACK": "True",
-    }
-
-
-def start_ceiling(
-    stack: ExitStack, python: Path, models: Path, name: str
-) -> "subprocess.Popen[str]":
-    import os  # noqa: PLC0415
-
-    command = servers.pinned(servers.SERVER_CORE, [str(python), str(PEERS / "ceiling.py")])
-    environment = os.environ | peer_environment(models, name) | {"OMP_NUM_THREADS": "1"}
-    process = stack.enter_context(
-        subprocess.Popen(
-            command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-    )
-    assert process.stdin is not None
-    stack.callback(process.stdin.close)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def check_answers(field: dict[str, Contestant], raw: Path, folder: Path) -> None:
-    """Nothing, where all give the same scores to some images, raw and in forms."""
-    for data in loads.digits()[:4]:
-        seen = {}
-        for key, contestant in field.items():
-            multi = loads.form(
-                [data], "images" if contestant.form_bodies.name == "list" else "image"
-            )
-            for kind, body in (("raw", data), ("form", multi)):
-                url, _, media = contestant.target(kind, raw)
-                answer = httpx.post(url, content=body, headers={"Content-Type": media}, timeout=30)
-                answer.raise_for_status()
-                result = answer.json()
-                result = result[0] if isinstance(result, list) else result
-                seen[key, kind] = result.get("results", [result])[0]
-        first = seen[next(iter(seen))]
-        for who, result in seen.items():
-            if abs(result["raw_score"] - first["raw_score"]) > 1e-4 * abs(first["raw_score"]):
-                raise SystemExit(f"{who} scores {result}, the first one {first}")
 
 
 def throughput(
@@ -281,8 +187,13 @@ def text(values: dict[str, Any], name: str) -> str:
     cells = [f"{kind} {n}" for kind in ("raw", "form") for n in CONNECTIONS]
     best = {cell: max(r["per_s"][cell] for k, r in rows.items() if k != OURS) for cell in cells}
     table = [
-        [TITLES[key], *(f"{row['per_s'][cell]:.0f}" for cell in cells)]
-        + [f"{100 * row['of_ceiling']:.0f} %", f"{memory[key]:.0f}", row["errors"]]
+        [
+            TITLES[key],
+            *(f"{row['per_s'][cell]:.0f}" for cell in cells),
+            f"{100 * row['of_ceiling']:.0f} %",
+            f"{memory[key]:.0f}",
+            row["errors"],
+        ]
         for key, row in rows.items()
     ]
     if OURS in rows:
@@ -308,9 +219,9 @@ requests a second, and at 80 % of the server's own raw rate at 64 connections:
 
 {report.table([*slow_head, "not answered"], slow)}
 
-Each server with all its processes on one core, one graph thread, the client on the other core; no \
-access logs; the service with ANOMALY_CACHE_TTL_S=0 and its other settings at their defaults, in the \
-environment of `make serve`. How each peer is set up: the first lines of its file in benchmarks/peers.
+Each server with all its processes on one core, one graph thread, the client on the other core; \
+no access logs; the service with ANOMALY_CACHE_TTL_S=0, its other settings at their defaults, in \
+the environment of `make serve`. How each peer is set up: the head of its file in benchmarks/peers.
 """
 
 

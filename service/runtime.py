@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, cast
 
 import faiss
@@ -18,15 +19,33 @@ from service.contract.errors import ArtifactCorrupt, ArtifactIncompatible, Detec
 Provider = Literal["cpu", "cuda", "cuda!"]
 _ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
+# memory is taken as it is needed, not doubled; kernels are chosen by rule, not by trying them out
+_CUDA_OPTIONS = {
+    "arena_extend_strategy": "kSameAsRequested",
+    "cudnn_conv_algo_search": "HEURISTIC",
+}
+
 ort.set_default_logger_severity(3)
 
 
 class Session:
-    """A loaded ONNX graph: numpy arrays in, numpy arrays out; thread-safe."""
+    """A loaded ONNX graph: numpy arrays in, numpy arrays out; thread-safe.
 
-    def __init__(self, path: Path, session: ort.InferenceSession) -> None:
+    All inputs and outputs have the batch as their first axis.
+    """
+
+    def __init__(self, path: Path, session: ort.InferenceSession, *, buckets: bool = False) -> None:
+        """A session.
+
+        Args:
+            path: for messages.
+            session: onnxruntime's.
+            buckets: batches are filled up to a power of two: an accelerator plans its kernels and
+                its memory anew for every size that it has not seen.
+        """
         self._path = path
         self._session = session
+        self._buckets = buckets
         self.inputs = {i.name: tuple(i.shape) for i in session.get_inputs()}
         self.outputs = tuple(o.name for o in session.get_outputs())
 
@@ -48,20 +67,31 @@ class Session:
         Raises:
             DetectorFailure: onnxruntime failed.
         """
+        n = len(next(iter(feeds.values())))
+        missing = (1 << max(n - 1, 0).bit_length()) - n if self._buckets else 0
+        if missing:
+            feeds = {name: _filled(values, missing) for name, values in feeds.items()}
         try:
-            return cast("list[np.ndarray]", self._session.run(list(outputs), dict(feeds)))
+            found = cast("list[np.ndarray]", self._session.run(list(outputs), dict(feeds)))
         except Exception as error:  # onnxruntime raises bare Exceptions of its own C++ binding
             raise DetectorFailure(f"{self._path.name}: {error}") from error
+        return [values[:n] for values in found] if missing else found
+
+
+def _filled(values: np.ndarray, missing: int) -> np.ndarray:
+    return np.concatenate([values, np.repeat(values[-1:], missing, axis=0)])
 
 
 class NeighbourIndex:
     """A FAISS index read from a file (memory-mapped where its kind allows); thread-safe."""
 
-    def __init__(self, index: Any, threads: int) -> None:
+    def __init__(self, index: Any, threads: int, *, gpu: bool = False) -> None:
         self._index = index
         self._threads = threads
         self.size = int(index.ntotal)
         self.dimension = int(index.d)
+        # FAISS's resources of a GPU serve one call at a time
+        self._gpu, self._gpu_turn = (_on_gpu(index) if gpu else None), Lock()
         flat = isinstance(index, faiss.IndexScalarQuantizer | faiss.IndexFlat)
         small = self.size * (self.dimension + 1) <= _MATRIX_CELLS
         self._matrix = _Matrix(index.reconstruct_n(0, self.size)) if flat and small else None
@@ -75,12 +105,30 @@ class NeighbourIndex:
         asked for at once. They may be rounded differently for small and large batches: a detector
         that must not depend on its batch recomputes them.
         """
+        if self._gpu is not None:
+            with self._gpu_turn:
+                found = self._gpu.search(np.ascontiguousarray(z, dtype=np.float32), k)
+            return found[0], found[1]
         if self._matrix is not None and len(z) > 1 and k <= self._matrix.blocks:
             return self._matrix.search(z, k)
         # OpenMP keeps this number for each calling thread
         faiss.omp_set_num_threads(self._threads)
         distances, ids = self._index.search(np.ascontiguousarray(z, dtype=np.float32), k)
         return distances, ids
+
+
+def _on_gpu(index: Any) -> Any:
+    """A copy of an index on the first GPU; None where there is none, or none for its kind."""
+    if not getattr(faiss, "get_num_gpus", lambda: 0)():
+        return None
+    if isinstance(index, faiss.IndexScalarQuantizer):  # only the inverted kind exists there
+        flat = faiss.IndexFlatL2(index.d)
+        flat.add(index.reconstruct_n(0, index.ntotal))
+        index = flat
+    try:
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    except RuntimeError:  # HNSW
+        return None
 
 
 _MATRIX_CELLS = 1 << 22  # 16 MiB; larger ones leave the caches, and halves are read faster
@@ -155,24 +203,26 @@ class Runtime:
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         # a spinning pool steals the core that decodes the next image
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        wanted = [_ORT_NAMES["cpu"]]
-        if self.provider != "cpu":
-            wanted.insert(0, _ORT_NAMES["cuda"])
-        available = [p for p in wanted if p in ort.get_available_providers()]
+        available: list[Any] = [_ORT_NAMES["cpu"]]
+        if self.on_gpu:
+            available.insert(0, (_ORT_NAMES["cuda"], _CUDA_OPTIONS))
         try:
             session = ort.InferenceSession(str(path), sess_options=options, providers=available)
         except Exception as error:  # onnxruntime raises bare Exceptions of its own C++ binding
             raise ArtifactCorrupt(f"{path}: not a loadable ONNX graph ({error})") from error
         if self.provider == "cuda!" and _ORT_NAMES["cuda"] not in session.get_providers():
             raise NotReady(f"{path.name}: CUDA was demanded (cuda!) but is not available")
-        return Session(path, session)
+        return Session(path, session, buckets=self.on_gpu)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU is wanted and this build of onnxruntime can use one."""
+        return self.provider != "cpu" and _ORT_NAMES["cuda"] in ort.get_available_providers()
 
     @property
     def provider_name(self) -> str:
         """The onnxruntime provider that sessions of this runtime get first."""
-        cuda = _ORT_NAMES["cuda"]
-        on_gpu = self.provider != "cpu" and cuda in ort.get_available_providers()
-        return cuda if on_gpu else _ORT_NAMES["cpu"]
+        return _ORT_NAMES["cuda" if self.on_gpu else "cpu"]
 
     def index(self, path: Path) -> NeighbourIndex:
         """The FAISS index of a file, memory-mapped where its kind allows.
@@ -181,12 +231,10 @@ class Runtime:
             ArtifactCorrupt: not a readable index.
         """
         try:
-            return NeighbourIndex(
-                faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC), self.thread_count
-            )
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except (RuntimeError, AttributeError):
-            pass
-        try:
-            return NeighbourIndex(faiss.read_index(str(path)), self.thread_count)
-        except RuntimeError as error:
-            raise ArtifactCorrupt(f"{path}: not a readable FAISS index") from error
+            try:
+                index = faiss.read_index(str(path))
+            except RuntimeError as error:
+                raise ArtifactCorrupt(f"{path}: not a readable FAISS index") from error
+        return NeighbourIndex(index, self.thread_count, gpu=self.on_gpu)

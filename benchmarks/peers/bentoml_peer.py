@@ -17,6 +17,8 @@ from PIL import Image
     workers=1, metrics={"enabled": False}, logging={"access": {"enabled": False}}, threads=1
 )
 class Score:
+    """One service, two routes."""
+
     def __init__(self) -> None:
         self.endpoint = Endpoint()
 

@@ -23,6 +23,8 @@ async def image_bytes(request: Request) -> bytes:
 
 
 class Api(litserve.LitAPI):
+    """Decode, batch, score, encode."""
+
     def setup(self, device: str) -> None:
         self.endpoint = Endpoint()
 

@@ -12,6 +12,8 @@ from mosec import Server, Worker
 
 
 class Score(Worker):
+    """One stage does it all."""
+
     def __init__(self) -> None:
         super().__init__()
         self.endpoint = Endpoint()
