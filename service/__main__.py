@@ -5,10 +5,13 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from pydantic import ValidationError
 
+from service.connection import TimedHeaders
 from service.keys import ApiKeys, KeysMalformed
 from service.logs import log_config
 from service.settings import Settings
@@ -51,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log_config=log_config(settings.log_format),
             access_log=False,
             server_header=False,
+            http=cast("Any", partial(TimedHeaders, timeout_s=settings.header_timeout_s)),
             timeout_graceful_shutdown=8,
         )
     return 0

@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(
         60.0, gt=0, description="Seconds after which a request is answered with 504."
     )
+    header_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds within which the headers of a request must be there."
+    )
     review_fpr: float | None = Field(
         None, gt=0, lt=1, description="p-value up to which to say review; unset = 5 x fpr."
     )

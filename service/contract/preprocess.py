@@ -222,7 +222,8 @@ def prepare_series(
             reasons.append(None)
     mean = np.array([c.mean for c in spec.columns])
     std = np.array([c.std for c in spec.columns])
-    values = np.ascontiguousarray((cut - mean) / std, dtype=np.float32)
+    with np.errstate(over="ignore"):  # a reading like 1e300 is out of range, its window refused
+        values = np.ascontiguousarray((cut - mean) / std, dtype=np.float32)
     return Windows(values, start, end, tuple(reasons))
 
 

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from service.contract.errors import (
     InputError,
@@ -105,9 +106,16 @@ def read_pixels(picture: Picture, channels: Literal[1, 3]) -> UInt8[np.ndarray, 
         MalformedInput: truncated or broken; never part of an image.
         UnsupportedMedia: a pixel format that is not accepted (floating point).
     """
+    image = picture.image
+    if isinstance(image, TiffImageFile):
+        # strips that the file does not have would be read as black, as many as its header claims
+        boxes: Any = {tile[1] for tile in image.tile}
+        covered = sum((right - left) * (low - high) for left, high, right, low in boxes)
+        if covered < picture.width * picture.height:
+            raise MalformedInput("the image is truncated or broken: strips or tiles are missing")
     try:
-        picture.image.load()
-        return to_uint8(picture.image, channels)
+        image.load()
+        return to_uint8(image, channels)
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever their parsing stumbles on

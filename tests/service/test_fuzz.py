@@ -12,8 +12,6 @@ SAMPLES = samples("bright", "sensors", ["power", "wind", "pitch"], ROWS)
 EACH = 150
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:PIL"),  # Pillow, of files it then refuses
-    # a reading of 1e300 is out of range: its window is refused, whatever the cast made of it
-    pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning"),
 ]
 
 

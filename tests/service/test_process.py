@@ -91,3 +91,26 @@ def test_metrics_of_several_workers_add_up(two_models: Path, tmp_path: Path) -> 
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) in (0, -signal.SIGTERM)
     assert "Traceback" not in log.read_text()
+
+
+def test_a_client_whose_headers_never_end_is_hung_up_on(two_models: Path, tmp_path: Path) -> None:
+    with serving(two_models, tmp_path / "log", ANOMALY_HEADER_TIMEOUT_S="0.5") as (_, base):
+        port = int(base.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as silent:
+            silent.settimeout(20)
+            assert silent.recv(1) == b""  # nothing was ever sent
+        with socket.create_connection(("127.0.0.1", port)) as dripping:
+            dripping.settimeout(20)
+            closed = False
+            for i in range(200):
+                try:
+                    dripping.sendall(b"POST /score HTTP/1.1\r\n" if not i else b"x: y\r\n")
+                except OSError:
+                    closed = True
+                    break
+                time.sleep(0.05)
+            assert closed
+        with httpx.Client(base_url=base) as kept:  # one that is polite may take its time between
+            assert kept.get("/livez").status_code == 200
+            time.sleep(1)
+            assert kept.get("/livez").status_code == 200

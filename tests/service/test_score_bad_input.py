@@ -233,3 +233,17 @@ def test_odd_metadata_is_no_reason_to_refuse(client: TestClient) -> None:
     Image.fromarray(grey(51, 8, 16)).save(out, "JPEG", exif=exif)
     found = post(client, out.getvalue()).json()["results"][0]["residual_map"]
     assert (found["width"], found["height"]) == (16, 8)
+
+
+def test_a_tiff_whose_header_claims_rows_that_it_does_not_have(client: TestClient) -> None:
+    data = encode(noise(28, 28), "TIFF")
+    place = data.index((257).to_bytes(2, "little") + (4).to_bytes(2, "little")) + 8
+    tall = data[:place] + (100_000).to_bytes(4, "little") + data[place + 4 :]
+    assert Image.open(BytesIO(tall)).size == (28, 100_000)
+    refused(post(client, tall), 400, "truncated or broken")
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "jpeg"])
+def test_a_whole_tiff_is_fine(client: TestClient, compression: str | None) -> None:
+    data = encode(noise(300, 200), "TIFF", compression=compression)
+    assert post(client, data, "?map=none").status_code == 200
