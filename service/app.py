@@ -1,5 +1,6 @@
 """The one place where the parts are wired: ``create_app``."""
 
+import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -75,6 +76,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         resources: Resources = app.state.resources
+        # modules stay for good: looking through them again and again would stall requests
+        gc.collect()
+        gc.freeze()
         resources.catalog.start()
         resources.shadow.start()
         if resources.redis is not None:

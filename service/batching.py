@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from types import TracebackType
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from jaxtyping import Float32
@@ -34,6 +35,7 @@ PictureFill = Callable[[np.ndarray, dict[str, float], int | None], int]
 Fill = Callable[[np.ndarray, dict[str, float]], int]
 """Writes items into rows, adds the seconds it took by phase, and says how many rows it used."""
 _WATCH_AFTER_S = 0.05
+_QUICK_S = 0.002
 
 
 class Share:
@@ -98,14 +100,17 @@ class Admission:
     ) -> None:
         # twice as many threads as slots: decoding and encoding of large bodies passes batches by
         self._threads = ThreadPoolExecutor(2 * concurrency, thread_name_prefix="score")
-        self._slots = concurrency
+        self._concurrency = self._slots = concurrency
         self._max_items = max_items
         self._admitted: Counter[str] = Counter()
         self._telemetry = telemetry
         self._batch_max_size = batch_max_size
         self._batch_max_delay_s = batch_max_delay_s
         self._queues: dict[tuple[int, bool], _Queue] = {}
-        self._dispatching = False
+        self._alone_s: WeakKeyDictionary[Scorer, float] = WeakKeyDictionary()
+        self._gathering = False
+        self._arrived = self._taken = 0
+        """Shares since the beginning; their difference is what waits."""
 
     @property
     def busy(self) -> bool:
@@ -197,6 +202,7 @@ class Admission:
         if queue is None:
             queue = self._queues[key] = _Queue(scorer, maps=maps)
         queue.add(Share(items, fill, finish, future))
+        self._arrived += 1
         self._dispatch_soon(loop)
         if receive is None:
             return await future
@@ -258,13 +264,21 @@ class Admission:
         return await self.run(name, finish_apart)
 
     def _dispatch_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        """At the end of this turn of the loop, so that requests read together score together."""
-        if not self._dispatching:
-            self._dispatching = True
-            loop.call_soon(self._dispatch, loop)
+        """Once a turn of the loop has brought nothing new: requests that come together, after a
+        batch was answered say, are scored together.
+        """
+        if not self._gathering:
+            self._gathering = True
+            loop.call_soon(self._gather, loop, self._arrived)
+
+    def _gather(self, loop: asyncio.AbstractEventLoop, before: int) -> None:
+        if self._arrived != before and self._arrived - self._taken < self._batch_max_size:
+            loop.call_soon(self._gather, loop, self._arrived)
+        else:
+            self._gathering = False
+            self._dispatch(loop)
 
     def _dispatch(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._dispatching = False
         now = perf_counter()
         for key in list(self._queues):
             if not self._slots:
@@ -275,16 +289,28 @@ class Admission:
                 self._queues[key] = queue
                 loop.call_later(wait_s, self._dispatch_soon, loop)
                 continue
+            waiting = len(queue.shares)
             shares = queue.take(self._batch_max_size)
+            self._taken += waiting - len(queue.shares)
             if queue.shares:
                 self._queues[key] = queue
             if shares:
                 name = queue.scorer.manifest.name
                 self._telemetry.queue_depth(name, self._admitted[name])
                 self._slots -= 1
-                self._threads.submit(self._work, loop, queue.scorer, queue.maps, shares)
+                if self._is_quick(queue.scorer, shares):
+                    self._work(loop, queue.scorer, queue.maps, shares)
+                else:
+                    self._threads.submit(self._work, loop, queue.scorer, queue.maps, shares)
         if self._slots and self._queues and not self._batch_max_delay_s:
             self._dispatch_soon(loop)
+
+    def _is_quick(self, scorer: Scorer, shares: list[Share]) -> bool:
+        """Whether a lone item is scored in less time than two threads take to pass it on and back;
+        the event loop does not notice, and no other request waits.
+        """
+        alone = len(shares) == 1 and shares[0].items == 1 and self._slots == self._concurrency - 1
+        return alone and self._alone_s.get(scorer, _QUICK_S) < _QUICK_S
 
     def _wait_s(self, queue: _Queue, now: float) -> float:
         if not self._batch_max_delay_s or queue.items >= self._batch_max_size:
@@ -305,7 +331,7 @@ class Admission:
     def _done(self, loop: asyncio.AbstractEventLoop, shares: list[Share]) -> None:
         self._slots += 1
         if self._queues:
-            self._dispatch(loop)
+            self._dispatch_soon(loop)
         for share in shares:
             if share.future.done():
                 continue
@@ -353,6 +379,10 @@ class Admission:
         phases_s |= scores.phases_s
         phases_s["encode"] = perf_counter() - began
         telemetry.phases(name, phases_s)
+        if used == 1:
+            before, now = self._alone_s.get(scorer, _QUICK_S), perf_counter() - started
+            # slowly down, at once up: one slow picture is enough to go back to threads
+            self._alone_s[scorer] = max(now, 0.8 * before + 0.2 * now)
 
     def close(self) -> None:
         """No further work starts; work in hand ends."""
