@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.types import ASGIApp, Receive, Scope, Send
+from threadpoolctl import threadpool_limits
 
 from service import problems
 from service.batching import Admission
@@ -60,6 +61,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         KeysMalformed: the configured API keys cannot be used.
     """
     settings = settings or Settings()
+    # cores are shared by batches; a product that takes them all makes the others wait
+    threadpool_limits(1, "blas")
     logging.getLogger("service").setLevel(settings.log_level.upper())
     runtime = Runtime(settings.providers, settings.threads)
     telemetry = Telemetry()
