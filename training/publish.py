@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 from service.contract import store
 from service.contract.calibration import Calibration
@@ -43,13 +44,17 @@ from training.config import (
 from training.data.base import ImageData, SeriesData
 from training.evaluation import Evaluation, evaluate_images, evaluate_series
 from training.families import FAMILIES
-from training.families.base import Family
+from training.families.base import Family, PreparedData
 from training.run import Run
 
 CONFIG = "config.json"
 PARITY_BATCHES = (1, 2, 3, 8, 17)
 PARITY_ITEMS = 1000
-PARITY_TOLERANCE = 1e-4
+PARITY_TOLERANCE = {"float32": 1e-4, "int8": 0.1}
+"""By the precision in the params; rounding to int8 moves scores, and must not move the ranking."""
+SCORE_TOLERANCE = {"float32": 1e-2, "int8": 1e-1}
+"""Of golden scores, in MADs: other processors round to another of the 256 levels now and then."""
+AUROC_TOLERANCE = 0.002
 GOLDEN_ITEMS = 16
 _TOOLS = ("torch", "onnx", "onnxruntime", "faiss-cpu", "numpy", "pillow", "diffusers", "lightning")
 
@@ -82,7 +87,8 @@ def publish(
     or nothing does.
 
     Raises:
-        ParityError: torch and the exported files differ by more than 1e-4 or in a decision.
+        ParityError: torch and the exported files differ by more than 1e-4 or in a decision; for
+            int8 graphs see ``check_ranking_parity``.
         InvalidInput: the data cannot be loaded or is too small to calibrate.
         PublishConflict: the version was published meanwhile.
     """
@@ -109,6 +115,8 @@ def publish(
 
         say("parity: torch against the exported files")
         parity = check_parity(family, model, folder, scorer, items[:PARITY_ITEMS])
+        if precision_of(draft) != "float32":
+            check_ranking_parity(family, model, folder, scorer, prepared)
 
         say("evaluate")
         evaluation = evaluate(scorer, data)
@@ -171,9 +179,10 @@ def check_parity(
     """Torch against the exported files on the same prepared items, in batches of several sizes.
 
     Raises:
-        ParityError: a score differs by more than 1e-4, relative to max(1, |score|), or a decision
-            at the promised rate flips.
+        ParityError: a score differs by more than ``PARITY_TOLERANCE``, relative to max(1, |score|),
+            or a decision at the promised rate flips.
     """
+    tolerance = PARITY_TOLERANCE[precision_of(scorer.manifest)]
     reference = np.concatenate(
         [
             family.reference_scores(model, folder, items[i : i + 64]).scores
@@ -189,14 +198,47 @@ def check_parity(
     worst = float(np.max(np.abs(exported - reference) / np.maximum(1.0, np.abs(reference))))
     limit = scorer.manifest.calibration.threshold
     # a score that is itself a calibration score lies on the threshold: equal up to rounding
-    clear = np.abs(reference - limit) > PARITY_TOLERANCE * max(1.0, abs(limit))
+    clear = np.abs(reference - limit) > tolerance * max(1.0, abs(limit))
     flips = int(((exported > limit) != (reference > limit))[clear].sum())
-    if not worst <= PARITY_TOLERANCE or flips:
+    if not worst <= tolerance or flips:
         raise ParityError(
-            f"torch and the exported files differ by {worst:.3g} (allowed {PARITY_TOLERANCE:g}) "
+            f"torch and the exported files differ by {worst:.3g} (allowed {tolerance:g}) "
             f"and in {flips} of {len(items)} decisions; nothing was published"
         )
     return Parity(worst, flips, len(items))
+
+
+def check_ranking_parity(
+    family: Family, model: Any, folder: Path, scorer: Scorer, prepared: PreparedData
+) -> None:
+    """Nothing, where a graph of lower precision ranks validation items as well as torch does.
+
+    Raises:
+        ParityError: the AUROC of validation normals against synthetic anomalies differs by more
+            than 0.002; also where there are no synthetic anomalies to see it by.
+    """
+    if prepared.synthetic is None:
+        raise ParityError("without synthetic anomalies nothing shows what lower precision costs")
+    half = PARITY_ITEMS // 2
+    sides = [prepared.validation[:half], prepared.synthetic[:half]]
+    x, labels = np.concatenate(sides), np.repeat([0, 1], [len(side) for side in sides])
+    torch_scores = np.concatenate(
+        [family.reference_scores(model, folder, x[i : i + 64]).scores for i in range(0, len(x), 64)]
+    )
+    before, after = (
+        float(roc_auc_score(labels, scores)) for scores in (torch_scores, scorer.score(x).raw)
+    )
+    if abs(after - before) > AUROC_TOLERANCE:
+        raise ParityError(
+            f"in {precision_of(scorer.manifest)} the AUROC against synthetic anomalies is "
+            f"{after:.4f} instead of {before:.4f} (allowed {AUROC_TOLERANCE:g}); nothing was "
+            'published; train with model.precision = "float32"'
+        )
+
+
+def precision_of(manifest: Manifest) -> str:
+    """What the exported graphs compute in: ``float32`` unless the family says otherwise."""
+    return str(manifest.params.get("precision", "float32"))
 
 
 def golden_examples(scorer: Scorer, data: ImageData | SeriesData) -> dict[str, np.ndarray]:
@@ -271,7 +313,11 @@ def _draft(
             simulated=source.simulated,
             tools=_tool_versions(),
         ),
-        golden=GoldenInfo(n=1, score_tolerance=1e-2, map_tolerance=1e-2),
+        golden=GoldenInfo(
+            n=1,
+            score_tolerance=SCORE_TOLERANCE[str(params.get("precision", "float32"))],
+            map_tolerance=1e-2,
+        ),
     )
 
 

@@ -1,11 +1,13 @@
 """The diffusion family end to end on small images of real digits, and its parts by arithmetic."""
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -114,6 +116,36 @@ def test_the_exported_files_score_as_torch_does_whatever_the_batch(
         if size == 1:
             singles = scores
         assert np.all(np.abs(scores - singles) <= 1e-5 * np.maximum(1, np.abs(singles)))
+
+
+@pytest.mark.parametrize("variant", ["one_shot", "latent_reconstruction"])
+def test_in_int8_scores_hardly_move_and_depend_on_no_batch(
+    fitted: Fitted,
+    data: PreparedData,
+    variant: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("training.families.diffusion._RANGES_FROM", 8)
+    config = fitted.model.config.model_copy(update={"precision": "int8"})
+    model = dataclasses.replace(fitted.model, config=config, variant=variant)
+    without = {"export_onnx": lambda *_, **__: None, "simplify": lambda _: None}
+    for name, nothing in without.items():  # the graphs are there, and exporting them takes long
+        monkeypatch.setattr(f"training.families.diffusion.{name}", nothing)
+    shutil.copytree(fitted.folder, tmp_path, dirs_exist_ok=True)
+    params = Diffusion().export(model, data, tmp_path)
+    assert (params.precision, fitted.params.precision) == ("int8", "float32")
+    unet = onnx.load(str(tmp_path / "unet.onnx")).graph
+    assert any(weight.data_type == onnx.TensorProto.INT8 for weight in unet.initializer)
+    artifact = unpublished(tmp_path, "diffusion", SPEC, params.model_dump())
+    opened = DiffusionDetector.open(artifact, Runtime(threads=1))
+    x = np.concatenate([data.validation[:32], data.synthetic[:32]])
+    exact = Diffusion().reference_scores(model, tmp_path, x).scores
+    found = opened.detect(x, maps=False).scores
+    assert np.all(np.abs(found - exact) <= 0.1 * np.maximum(1, np.abs(exact)))
+    assert np.corrcoef(found, exact)[0, 1] > 0.99
+    alone = [opened.detect(x[i : i + 1], maps=False).scores[0] for i in range(9)]
+    np.testing.assert_allclose(alone, found[:9], rtol=1e-5, atol=1e-5)
 
 
 def test_noise_scores_higher_than_digits(fitted: Fitted, data: PreparedData) -> None:

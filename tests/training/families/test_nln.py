@@ -20,8 +20,9 @@ from service.runtime import Runtime
 from tests.artifacts import unpublished
 from training.families.base import PreparedData
 from training.families.nln import Nln, NlnConfig, NlnModel
-from training.families.nln.bank import Bank, build_index, detector_of, typical_of
+from training.families.nln.bank import Bank, detector_of, typical_of
 from training.families.nln.choice import choose
+from training.families.nln.index import build_index
 from training.networks.autoencoder import build_autoencoder
 from training.run import Run
 
@@ -219,14 +220,15 @@ def test_patches_of_one_image_keep_each_other_no_company(digit_model: NlnModel) 
     assert (of(np.minimum(np.arange(24), 20))[0, twins] > 0.3).all()
 
 
-def test_the_index_grows_from_exact_to_graph_to_quantised() -> None:
+def test_the_index_is_exact_for_few_latents_and_of_lists_for_many() -> None:
     latents = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float16)
     rows = latents.astype(np.float32)
     exact = np.square(rows[:50, None] - rows[None]).sum(axis=2).argsort(axis=1)[:, :5]
     for limits, kind, recall in [
         ({}, "flat", 1.0),
-        ({"flat_up_to": 100}, "hnsw", 0.95),
-        ({"flat_up_to": 10, "hnsw_up_to": 100}, "ivfpq", 0.3),
+        ({"flat_up_to": 100}, "ivf8", 0.95),
+        ({"index": "hnsw"}, "hnsw", 0.95),
+        ({"index": "ivfpq"}, "ivfpq", 0.3),
     ]:
         index, found = build_index(latents, NlnConfig(**limits))
         assert found == kind

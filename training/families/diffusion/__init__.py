@@ -52,10 +52,16 @@ from training.families.diffusion.scores import (
     Chain,
     Networks,
     chunks,
+    denoiser_inputs,
     pair_errors,
     scores,
 )
+from training.quantise import quantise_convolutions
 from training.run import Run
+from training.simplify import simplify
+
+_RANGES_FROM = 32
+"""Validation normals that give the ranges of activations in int8."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +125,9 @@ class Diffusion:
         for name, network, example, output in graphs:
             if network is not None:
                 export_onnx(network, example, (output,), folder / name, half=c.half)
+                simplify(folder / name)
+        if c.precision == "int8":
+            _to_int8(model, data, folder / UNET)
         np.savez(folder / ARRAYS, allow_pickle=False, **dataclasses.asdict(chain))
         return DiffusionParams(
             variant=model.variant,
@@ -127,6 +136,7 @@ class Diffusion:
             t0=c.t0,
             ddim_steps=c.ddim_steps,
             starts=c.starts,
+            precision=c.precision,
             selection=model.selection,
         )
 
@@ -137,6 +147,19 @@ class Diffusion:
             chain = Chain(**{key: arrays[key] for key in arrays.files})
         found, maps = scores(model.nets, chain, (model.variant,), x)
         return Detection(found[model.variant], maps)
+
+
+def _to_int8(model: FittedDiffusion, data: PreparedData, unet: Path) -> None:
+    """The denoiser's file quantised by what scoring feeds it for some validation normals."""
+    normal = torch.from_numpy(data.validation[:_RANGES_FROM])
+    with torch.no_grad():
+        z = model.nets.encoder(normal)
+    feeds = [
+        {"z_t": z_t.numpy(), "t": t.numpy()}
+        for part in z.split(8)
+        for z_t, t in denoiser_inputs(model.nets, model.chain, model.variant, part)
+    ]
+    quantise_convolutions(unet, feeds)
 
 
 def _select(

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from service.contract.errors import InvalidInput
-from service.detectors.diffusion import ScoreVariant
+from service.detectors.diffusion import Precision, ScoreVariant
 from training.families.base import FamilyConfig
 from training.families.diffusion.stages import T
 from training.networks.latent_unet import UNET_SIZES
@@ -50,6 +50,9 @@ class DiffusionConfig(FamilyConfig):
     variant: Literal["auto"] | ScoreVariant = "auto"
     selection_items: int = Field(1000, ge=2, description="of each side, to choose the variant")
     half: bool = Field(True, description="store weights as float16")
+    precision: Precision = Field(
+        "float32", description='of the denoiser\'s convolutions; "int8" is faster on CPUs'
+    )
 
     def for_size(self, height: int, width: int) -> Self:
         """The same with ``levels`` settled for images of this size, padding included.

@@ -145,6 +145,30 @@ def scores(
     return every, np.concatenate([f[1] for f in found])
 
 
+@torch.no_grad()
+def denoiser_inputs(
+    nets: Networks, chain: Chain, variant: ScoreVariant, z: Float[Tensor, "N Z h w"]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each (z_t, t) that scoring the latents ``z`` by ``variant`` feeds the denoiser."""
+    one_shot = variant == "one_shot"
+    signal, sigma, noise = (
+        (chain.pair_signal, chain.pair_sigma, chain.pair_noise)
+        if one_shot
+        else (chain.signal[:1], chain.sigma[:1], chain.start_noise)
+    )
+    a, b = (torch.from_numpy(level)[:, None, None, None] for level in (signal, sigma))
+    z_t = (a * z[:, None] + b * torch.from_numpy(noise)).flatten(0, 1)
+    if one_shot:
+        yield z_t, torch.from_numpy(chain.pair_t).repeat(len(z))
+        return
+    for i in range(len(chain.ddim_t)):
+        t = torch.full((len(z_t),), int(chain.ddim_t[i]))
+        yield z_t, t
+        eps = nets.denoiser(z_t, t)
+        z_0 = (z_t - float(chain.sigma[i]) * eps) / float(chain.signal[i])
+        z_t = float(chain.signal[i + 1]) * z_0 + float(chain.sigma[i + 1]) * eps
+
+
 def _parts(x: np.ndarray) -> Iterator[Tensor]:
     for part in np.split(x, range(_CHUNK, len(x), _CHUNK)):
         yield torch.from_numpy(part)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import faiss
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64, UInt8
@@ -14,6 +13,7 @@ from service.detectors.nln import NlnDetector, taper
 from service.detectors.nln_artifact import NlnParams, to_levels
 from service.runtime import NeighbourIndex
 from training.families.nln.config import NlnConfig
+from training.families.nln.index import build_index
 from training.networks.autoencoder import Autoencoder
 
 _CHUNK = 256
@@ -151,32 +151,6 @@ def typical_of(
         found[1, rows] = detector.error(originals(rows), ids, weight).mean(axis=(1, 2))
     median = np.maximum(np.median(found, axis=1, keepdims=True), 1e-12)
     return np.maximum(found / median, 0.1).astype(np.float32)
-
-
-def build_index(
-    latents: Float[np.ndarray, "B Z"], config: NlnConfig
-) -> tuple[Any, Literal["flat", "hnsw", "ivfpq"]]:
-    """An exact index of half-precision latents; HNSW or IVF-PQ where there are very many."""
-    n, z = latents.shape
-    half: Any = faiss.ScalarQuantizer.QT_fp16
-    kind: Literal["flat", "hnsw", "ivfpq"]
-    index: Any
-    if n <= config.flat_up_to:
-        index, kind = faiss.IndexScalarQuantizer(z, half, faiss.METRIC_L2), "flat"
-    elif n <= config.hnsw_up_to:
-        index, kind = faiss.IndexHNSWSQ(z, half, 32), "hnsw"
-        index.hnsw.efConstruction, index.hnsw.efSearch = 80, 128
-    else:
-        bits = 8 if n >= 39 * 256 else 4
-        parts = max(m for m in range(1, min(z, 64) + 1) if z % m == 0)
-        lists = max(1, min(n // 39, round(4 * n**0.5)))
-        coarse = faiss.IndexFlatL2(z)
-        index, kind = faiss.IndexIVFPQ(coarse, z, lists, parts, bits), "ivfpq"
-        index.nprobe = min(lists, 32)
-    rows = np.ascontiguousarray(latents, dtype=np.float32)
-    index.train(rows)
-    index.add(rows)
-    return index, kind
 
 
 def _subset(

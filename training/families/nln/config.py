@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from service.contract.errors import InvalidInput
 from service.contract.manifest import ImageInput
-from service.detectors.nln_artifact import NlnParams
+from service.detectors.nln_artifact import IndexKind, NlnParams
 from training.families.base import FamilyConfig
 
 
@@ -31,8 +31,10 @@ class NlnConfig(FamilyConfig):
     bank_items: int = Field(default=10000, ge=2)
     bank_choice: Literal["random", "k_centre"] = "random"
     max_bank_mb: float = Field(default=32.0, ge=0, description="above, decoder.onnx is shipped")
+    index: Literal["auto"] | IndexKind = Field(
+        default="auto", description="auto: exact up to flat_up_to items, ivf8 above"
+    )
     flat_up_to: int = Field(default=50_000, ge=0, description="items in an exact index")
-    hnsw_up_to: int = Field(default=500_000, ge=0, description="items in HNSW; above, IVF-PQ")
     alpha: tuple[float, ...] = (0.5,)
     gamma: tuple[float, ...] = (0.5,)
     e_top: tuple[float, ...] = (0.05, 1.0)
