@@ -225,9 +225,9 @@ def top_mean(values: Float[np.ndarray, "N V"], share: float) -> Float64[np.ndarr
     """The mean of each row's largest values, at least one of them."""
     count = max(1, round(share * values.shape[1]))
     if count < values.shape[1]:
-        values = np.partition(values, -count, axis=1)[:, -count:]
-    # sorted, so that the sum does not depend on the order partition left
-    return np.asarray(np.sort(values, axis=1).mean(axis=1, dtype=np.float64))
+        # sorted, so that the sum does not depend on the order partition left
+        values = np.sort(np.partition(values, -count, axis=1)[:, -count:], axis=1)
+    return np.asarray(values.mean(axis=1, dtype=np.float64))
 
 
 def taper(distance: Float64[np.ndarray, "M K1"]) -> Float64[np.ndarray, "M K"]:
