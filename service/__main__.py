@@ -4,19 +4,42 @@ import argparse
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
+import orjson
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 
+from service.app import create_app
 from service.connection import TimedHeaders
+from service.contract import store
 from service.keys import ApiKeys, KeysMalformed
 from service.logs import log_config
+from service.redis_link import RedisLink
 from service.settings import Settings
 
+_GRACE_S = 1.0
+_AT_START = (
+    "_ANOMALY_VERSIONS_AT_START"  # so that a worker that is begun anew serves what others do
+)
 _OPTIONS = ("host", "port", "workers", "models_dir")
+
+
+def served() -> FastAPI:
+    """The service, for a process of its own: that ends even where a thread is at some endless
+    picture.
+    """
+
+    def leave() -> None:
+        last = threading.Timer(_GRACE_S, os._exit, (0,))
+        last.daemon = True
+        last.start()
+
+    return create_app(on_end=leave, at_start=orjson.loads(os.environ.get(_AT_START, "{}")))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ[f"ANOMALY_{option.upper()}"] = value
     try:
         settings = Settings()
-        ApiKeys.of(settings)  # a worker would find out too late to say it well
+        # a worker would find out too late to say it well
+        ApiKeys.of(settings)
+        url = settings.redis()
+        if url is not None:
+            RedisLink(url, lambda _: None)
     except KeysMalformed as error:
         sys.stderr.write(f"ANOMALY_API_KEYS_FILE: {error}\n")
         return 2
@@ -42,11 +69,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name = f"ANOMALY_{str(e['loc'][0]).upper()}"
             sys.stderr.write(f"{name}: {e['msg']}, got {e['input']!r}\n")
         return 2
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    found = {
+        name: max(store.versions(settings.models_dir, name))
+        for name in store.names(settings.models_dir)
+    }
+    os.environ[_AT_START] = orjson.dumps(found).decode()
     with tempfile.TemporaryDirectory(prefix="anomaly-metrics-") as folder:
         if settings.workers > 1:
             os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
         uvicorn.run(
-            "service.app:create_app",
+            "service.__main__:served",
             factory=True,
             host=settings.host,
             port=settings.port,

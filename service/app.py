@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -51,11 +51,30 @@ class Service(FastAPI):
         await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+class BugsPassed:
+    """ASGI: hands exceptions to ``RequestContext``, past Starlette's own answer to them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            scope["state"]["error"] = error
+
+
+def create_app(
+    settings: Settings | None = None,
+    on_end: Callable[[], None] | None = None,
+    at_start: Mapping[str, int] | None = None,
+) -> FastAPI:
     """The service; models begin to load when it starts up.
 
     Args:
         settings: default: from the environment.
+        on_end: called when it has shut down.
+        at_start: see ``Catalog``.
 
     Raises:
         KeysMalformed: the configured API keys cannot be used.
@@ -94,6 +113,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if resources.redis is not None:
             await resources.redis.close()
         telemetry.close()
+        if on_end is not None:
+            on_end()
 
     app = Service(
         title=TITLE, version=API_VERSION, docs_url=None, redoc_url=None, lifespan=lifespan
@@ -106,6 +127,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         every_version=settings.load_versions == "all",
         on_change=on_change,
         state_file=settings.state_file,
+        at_start=at_start,
     )
     admission = Admission(
         settings.concurrency or runtime.cores,
@@ -136,6 +158,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     posts = {"/score": score.score_images, "/score/timeseries": timeseries.score_timeseries}
     allowed = KeyCheck(DirectRoutes(app.behind, posts), ApiKeys.of(settings), telemetry)
+    app.add_middleware(BugsPassed)
     app.front = RequestContext(allowed, telemetry)
     problems.install(app)
     for module in (score, timeseries, streams, inference_protocol, models, health, page):

@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from service.contract.errors import DeadlinePassed, DetectorFailure, Overloaded
-from service.decoding.images import SMALL_PIXELS, NotSmallError
+from service.decoding.images import SMALL_BYTES, SMALL_PIXELS, NotSmallError
 from service.scoring import Scorer, Scores
 from service.telemetry import Telemetry
 
@@ -35,13 +35,13 @@ PictureFill = Callable[[np.ndarray, dict[str, float], int | None], int]
 Fill = Callable[[np.ndarray, dict[str, float]], int]
 """Writes items into rows, adds the seconds it took by phase, and says how many rows it used."""
 _WATCH_AFTER_S = 0.05
-_QUICK_S = 0.002
+_QUICK_S, _QUICK_BYTES = 0.002, 16 * 1024
 
 
 class Share:
     """What one request adds to a batch, and what it makes of its part of the scores."""
 
-    __slots__ = ("asked", "error", "fill", "finish", "future", "items", "result", "rows")
+    __slots__ = ("asked", "error", "fill", "finish", "future", "items", "quick", "result", "rows")
 
     def __init__(
         self,
@@ -49,8 +49,11 @@ class Share:
         fill: Fill,
         finish: Callable[[Scores], Any],
         future: "asyncio.Future[Any]",
+        *,
+        quick: bool,
     ) -> None:
         self.items = items
+        self.quick = quick
         self.fill = fill
         self.finish = finish
         self.future = future
@@ -98,8 +101,9 @@ class Admission:
         batch_max_size: int = 64,
         batch_max_delay_s: float = 0.0,
     ) -> None:
-        # twice as many threads as slots: decoding and encoding of large bodies passes batches by
-        self._threads = ThreadPoolExecutor(2 * concurrency, thread_name_prefix="score")
+        self._batches = ThreadPoolExecutor(concurrency, thread_name_prefix="batch")
+        # large bodies are decoded, and large answers encoded, without taking a batch's place
+        self._apart = ThreadPoolExecutor(concurrency, thread_name_prefix="apart")
         self._concurrency = self._slots = concurrency
         self._max_items = max_items
         self._admitted: Counter[str] = Counter()
@@ -130,14 +134,21 @@ class Admission:
                 f"{self._max_items} (ANOMALY_QUEUE_MAX_ITEMS)"
             )
 
-    def admit(self, model: str, items: int) -> "_Admitted":
+    def admit(self, model: str, items: int, receive: Receive | None = None) -> "_Admitted":
         """A context manager: room for ``items`` of a model within; one request alone always fits.
+
+        Args:
+            model: whose room it is.
+            items: images, or 1 for a recording.
+            receive: of the request, whose body was read: the block, in a task, ends when its
+                client goes away, and what it waits for is never scored.
 
         Raises:
             Overloaded: see ``check_room``.
+            ClientDisconnect: from the block, when the client went away.
         """
         self.check_room(model, items)
-        return _Admitted(self, model, items)
+        return _Admitted(self, model, items, receive)
 
     def count(self, model: str, change: int) -> None:
         """So many items more, or fewer, of a model are in progress."""
@@ -153,7 +164,15 @@ class Admission:
             self._telemetry.phases(model, {"queue": perf_counter() - asked})
             return work()
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
+        future = asyncio.get_running_loop().run_in_executor(self._apart, timed)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            # the answer is not wanted any more, but a thread may be at it: it counts till it ends
+            if not future.cancel():
+                self.count(model, 1)
+                future.add_done_callback(lambda _: self.count(model, -1))
+            raise
 
     async def score(self, scorer: Scorer, x: Float32[np.ndarray, "N ..."], *, maps: bool) -> Scores:
         """Scores of prepared items, batched with those of other requests.
@@ -176,7 +195,7 @@ class Admission:
         finish: Callable[[Scores], T],
         *,
         maps: bool,
-        receive: Receive | None = None,
+        quick: bool = False,
     ) -> T:
         """What ``finish`` makes of the scores of the items that ``fill`` wrote.
 
@@ -189,11 +208,10 @@ class Admission:
             fill: writes prepared items; what it raises fails this request alone.
             finish: gets the scores of exactly the rows that were used.
             maps: whether residual maps are computed.
-            receive: of the request whose body was read, to notice a client that went away.
+            quick: ``fill`` and ``finish`` are known to take next to no time.
 
         Raises:
             DetectorFailure: a runtime failed, or gave something that is not a number.
-            ClientDisconnect: the client went away while its items waited.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -201,16 +219,10 @@ class Admission:
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = _Queue(scorer, maps=maps)
-        queue.add(Share(items, fill, finish, future))
+        queue.add(Share(items, fill, finish, future, quick=quick))
         self._arrived += 1
         self._dispatch_soon(loop)
-        if receive is None:
-            return await future
-        watch = _Watch(loop, receive, future)
-        try:
-            return await future
-        finally:
-            watch.end()
+        return await future
 
     async def pictures(
         self,
@@ -220,20 +232,22 @@ class Admission:
         finish: Callable[[Scores], T],
         *,
         maps: bool,
-        small: bool,
-        receive: Receive,
+        body_bytes: int,
+        apart: bool = False,
     ) -> T:
         """``batch`` for pictures; large ones are decoded, and their answer made, apart from it, so
         that no request waits for the pictures of another.
 
         Args:
-            small: False for pictures known to be large, or slow to answer for.
+            scorer, items, fill, finish, maps: see ``batch``.
+            body_bytes: of all of them.
+            apart: ``finish`` takes so long that nobody else is to wait for it.
 
         Raises:
             InputError: what ``fill`` raised.
-            DetectorFailure, ClientDisconnect: see ``batch``.
+            DetectorFailure: see ``batch``.
         """
-        if small:
+        if body_bytes <= SMALL_BYTES and not apart:
             try:
                 return await self.batch(
                     scorer,
@@ -241,7 +255,7 @@ class Admission:
                     lambda rows, phases_s: fill(rows, phases_s, SMALL_PIXELS),
                     finish,
                     maps=maps,
-                    receive=receive,
+                    quick=body_bytes <= _QUICK_BYTES,
                 )
             except NotSmallError:
                 pass
@@ -279,7 +293,7 @@ class Admission:
             self._dispatch(loop)
 
     def _dispatch(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = perf_counter()
+        now, taken = perf_counter(), False
         for key in list(self._queues):
             if not self._slots:
                 return
@@ -295,21 +309,23 @@ class Admission:
             if queue.shares:
                 self._queues[key] = queue
             if shares:
+                taken = True
                 name = queue.scorer.manifest.name
                 self._telemetry.queue_depth(name, self._admitted[name])
                 self._slots -= 1
                 if self._is_quick(queue.scorer, shares):
                     self._work(loop, queue.scorer, queue.maps, shares)
                 else:
-                    self._threads.submit(self._work, loop, queue.scorer, queue.maps, shares)
-        if self._slots and self._queues and not self._batch_max_delay_s:
+                    self._batches.submit(self._work, loop, queue.scorer, queue.maps, shares)
+        if taken and self._queues:
             self._dispatch_soon(loop)
 
     def _is_quick(self, scorer: Scorer, shares: list[Share]) -> bool:
         """Whether a lone item is scored in less time than two threads take to pass it on and back;
         the event loop does not notice, and no other request waits.
         """
-        alone = len(shares) == 1 and shares[0].items == 1 and self._slots == self._concurrency - 1
+        first, idle = shares[0], self._slots == self._concurrency - 1
+        alone = len(shares) == 1 and first.items == 1 and first.quick and idle
         return alone and self._alone_s.get(scorer, _QUICK_S) < _QUICK_S
 
     def _wait_s(self, queue: _Queue, now: float) -> float:
@@ -353,7 +369,12 @@ class Admission:
                 used += share.rows
             except Exception as error:
                 share.error = error
-        scored = [share for share in shares if share.error is None]
+        scored = [share for share in shares if share.rows]
+        if not scored:
+            telemetry.phases(name, phases_s)
+            for share in shares:  # several files, all of them broken
+                self._finish(share, scorer.score(x[:0], maps=maps))
+            return
         try:
             scores = scorer.score(x[:used], maps=maps)
             all_finite = scores.finite
@@ -367,14 +388,12 @@ class Admission:
             return
         at = 0
         began = perf_counter()
-        for share in scored:
-            try:
-                part = scores.part(at, at + share.rows)
-                if not (all_finite or part.finite):
-                    raise DetectorFailure(f"{name}: a raw score or residual is not finite")
-                share.result = share.finish(part)
-            except Exception as error:
-                share.error = error
+        for share in shares:
+            part = scores.part(at, at + share.rows)
+            if all_finite or part.finite:
+                self._finish(share, part)
+            else:
+                share.error = DetectorFailure(f"{name}: a raw score or residual is not finite")
             at += share.rows
         phases_s |= scores.phases_s
         phases_s["encode"] = perf_counter() - began
@@ -384,51 +403,73 @@ class Admission:
             # slowly down, at once up: one slow picture is enough to go back to threads
             self._alone_s[scorer] = max(now, 0.8 * before + 0.2 * now)
 
+    @staticmethod
+    def _finish(share: Share, scores: Scores) -> None:
+        if share.error is not None:
+            return
+        try:
+            share.result = share.finish(scores)
+        except Exception as error:
+            share.error = error
+
     def close(self) -> None:
-        """No further work starts; work in hand ends."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """No further work starts; work in hand ends, but is not waited for."""
+        self._batches.shutdown(wait=False, cancel_futures=True)
+        self._apart.shutdown(wait=False, cancel_futures=True)
 
 
 class _Admitted:
-    __slots__ = ("_admission", "_items", "_model")
+    """See ``Admission.admit``. The client is looked after once the block has taken a while only,
+    as most answers are there sooner.
+    """
 
-    def __init__(self, admission: Admission, model: str, items: int) -> None:
+    __slots__ = ("_admission", "_cancelling", "_gone", "_items", "_model", "_receive", "_task",
+                 "_timer", "_watcher")  # fmt: skip
+
+    def __init__(
+        self, admission: Admission, model: str, items: int, receive: Receive | None
+    ) -> None:
         self._admission, self._model, self._items = admission, model, items
+        self._receive = receive
+        self._gone = False
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
         self._admission.count(self._model, self._items)
+        if self._receive is not None:
+            task = asyncio.current_task()
+            assert task is not None
+            self._task, self._cancelling = task, task.cancelling()
+            self._timer = task.get_loop().call_later(_WATCH_AFTER_S, self._begin)
 
-    def __exit__(self, *raised: object) -> None:
-        self._admission.count(self._model, -self._items)
-
-
-class _Watch:
-    """Fails ``future`` when the client goes away; looks after a while only, as most answers are
-    there sooner.
-    """
-
-    __slots__ = ("_future", "_loop", "_receive", "_task", "_timer")
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, receive: Receive, future: "asyncio.Future[Any]"
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        self._loop, self._receive, self._future = loop, receive, future
-        self._task: asyncio.Task[None] | None = None
-        self._timer = loop.call_later(_WATCH_AFTER_S, self._begin)
-
-    def end(self) -> None:
-        self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
+        self._admission.count(self._model, -self._items)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if (
+            self._gone
+            and self._task.uncancel() <= self._cancelling
+            and kind is asyncio.CancelledError
+        ):
+            raise ClientDisconnect from error
 
     def _begin(self) -> None:
-        self._task = self._loop.create_task(self._watch())
+        self._watcher = self._task.get_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
+        assert self._receive is not None
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if not self._future.done():
-            self._future.set_exception(ClientDisconnect())
+        self._gone = True
+        self._task.cancel()
 
 
 class deadline:  # noqa: N801  # reads as a statement: with deadline(2.0)

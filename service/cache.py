@@ -2,13 +2,15 @@
 
 In this process (least recently used go first, bounded in bytes) or, where one is configured, in
 Redis, shared by all processes. A cache changes no score: what is not found, not readable or not
-answered in time is computed.
+answered in time is computed. Covers /score and /score/timeseries only: not /v2, and not streams,
+whose answers depend on what came before.
 
 In Redis every value expires, so ``maxmemory-policy volatile-ttl`` drops results before streams,
 which live longer; under ``noeviction`` a full Redis stores no further result, and streams get 503.
 """
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
@@ -20,6 +22,8 @@ import orjson
 from service.contract.errors import Unavailable
 from service.redis_link import RedisLink, sealed, unsealed
 from service.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
 
 # raise the number when the form of a cached answer changes, or what a score is computed by
 PREFIX: Final = "anomaly:result:1:"
@@ -129,18 +133,23 @@ class ResultCache:
         self._telemetry.cache_request("miss" if value is None else "hit")
         return value
 
+    def keeps(self, size: int) -> bool:
+        """Whether a value of so many bytes would be kept now; ask before one is built."""
+        if not self.enabled or size > self._max_bytes // _LARGEST_SHARE:
+            return False
+        if self._link is None:
+            return True
+        room = self._writing_bytes + size <= self._max_bytes and len(self._writes) < _MAX_WRITES
+        return room and self._link.up
+
     async def put(self, key: str, value: bytes) -> None:
         """The value will be there, unless too much is under way; never waits for Redis."""
-        size = len(value)
-        if not self.enabled or size > self._max_bytes // _LARGEST_SHARE:
+        if not self.keeps(len(value)):
             return
         if self._link is None:
             self._local.put(key, value)
             return
-        too_much = self._writing_bytes + size > self._max_bytes or len(self._writes) >= _MAX_WRITES
-        if too_much or not self._link.up:
-            return
-        self._writing_bytes += size
+        self._writing_bytes += len(value)
         write = asyncio.create_task(self._write(self._link, PREFIX + key, value))
         self._writes.add(write)
         write.add_done_callback(self._writes.discard)
@@ -154,6 +163,6 @@ class ResultCache:
             raw = sealed(name, value)
             await link.run(lambda redis: redis.set(name, raw, px=self._ttl_ms), patient=True)
         except Unavailable:
-            self._telemetry.cache_request("error")
+            log.debug("%s was not stored", name)  # its look-up was counted, the link said why
         finally:
             self._writing_bytes -= len(value)

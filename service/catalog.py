@@ -9,7 +9,7 @@ the service answers from its first second, and a request keeps the scorer it beg
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,19 @@ class Catalog:
         every_version: bool = False,
         on_change: Callable[[Entry], None] | None = None,
         state_file: Path | None = None,
+        at_start: Mapping[str, int] | None = None,
     ) -> None:
+        """The catalog of a folder.
+
+        Args:
+            root: the models directory.
+            runtime: opens graphs and indexes.
+            every_version: load all, not the active ones only.
+            on_change: called, by the catalog's thread, with each entry that changes.
+            state_file: default: beside the models.
+            at_start: the highest version of each model when the service began, where that was
+                before this process did; default: as found.
+        """
         self._root = root
         self.runtime = runtime
         self._every_version = every_version
@@ -54,6 +66,7 @@ class Catalog:
         self._state, self._state_problem = ServingState(), ""
         self._entries = {key: loading.found(root, key) for key in sorted(loading.on_disk(root))}
         self._base = dict(self._entries.keys())  # the highest version of each
+        self._base |= {n: v for n, v in (at_start or {}).items() if (n, v) in self._entries}
         self._active: dict[str, int] = {}
         defaults: dict[Task, Key] = {}
         no_default = ""

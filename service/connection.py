@@ -1,13 +1,16 @@
 """uvicorn's HTTP protocol, which also hangs up on clients whose headers never end.
 
 uvicorn bounds the time between two requests of a connection, and ``deadline`` that from a request's
-headers on. In between, a client that drips its headers would hold a connection for ever.
+headers on. In between, a client that drips its headers, or sends them without end, would hold a
+connection, and memory, for ever.
 """
 
 import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEADER_BYTES = 64 * 1024
 
 
 class TimedHeaders(HttpToolsProtocol):
@@ -17,10 +20,22 @@ class TimedHeaders(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._timeout_s = timeout_s
         self._timer: asyncio.TimerHandle | None = None
+        self._waited_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._begin()
+
+    def data_received(self, data: bytes) -> None:
+        if self._timer is not None:
+            self._waited_bytes += len(data)
+            # what comes at once may hold a body as well, and is bounded by the socket's buffer
+            if self._waited_bytes - len(data) > MAX_HEADER_BYTES:
+                self.transport.close()
+                return
+        super().data_received(data)
+        if self._timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._begin()  # an empty line, say, which ends uvicorn's patience and begins nothing
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -36,6 +51,7 @@ class TimedHeaders(HttpToolsProtocol):
 
     def _begin(self) -> None:
         if self._timer is None:
+            self._waited_bytes = 0
             self._timer = self.loop.call_later(self._timeout_s, self.transport.close)
 
     def _end(self) -> None:

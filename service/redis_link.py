@@ -37,7 +37,7 @@ BUDGET_S: Final = 0.04  # a score is never delayed by more than 50 ms
 PATIENCE_S: Final = 0.8  # sub-second
 PROBE_EVERY_S: Final = 0.5
 _CONNECTIONS = 16  # of one event loop; each costs about a millisecond to open
-_GONE = (RedisConnectionError, RedisTimeoutError, TimeoutError, OSError)
+_GONE = (RedisConnectionError, RedisTimeoutError)  # of RedisError, but no answer of Redis
 _SCHEMES = ("redis://", "rediss://", "unix://")
 _SEAL = b"anomaly 1\n"  # raise the number when what is sealed changes its form
 _CHECK_BYTES = 16
@@ -114,14 +114,8 @@ class RedisLink:
         try:
             async with asyncio.timeout(limit_s):
                 result = await work(self._redis)
-        except _GONE as error:
-            self._suspect(error)
-            raise Unavailable(f"Redis did not answer within {1e3 * limit_s:g} ms") from error
-        except RedisError as error:
-            if self._refusal != (refusal := type(error).__name__):
-                log.warning("Redis refuses: %s: %s", refusal, error)
-            self._refusal = refusal
-            raise Unavailable(f"Redis refused ({refusal})") from error
+        except Exception as error:  # any: uvloop's closed transports raise RuntimeError
+            raise self._translated(error, limit_s) from error
         return result
 
     def script(self, text: str) -> Script:
@@ -135,11 +129,19 @@ class RedisLink:
 
         return call
 
-    def _suspect(self, error: Exception) -> None:
+    def _translated(self, error: Exception, limit_s: float) -> Unavailable:
+        """What a caller gets to see; all but a refusal by Redis itself has it probed."""
+        name = type(error).__name__
+        if isinstance(error, RedisError) and not isinstance(error, _GONE):
+            if self._refusal != name:
+                log.warning("Redis refuses: %s: %s", name, error)
+            self._refusal = name
+            return Unavailable(f"Redis refused ({name})")
         if self._state == "up":
             self._state = "slow"
-            log.warning("Redis failed, it is being probed: %s: %s", type(error).__name__, error)
+            log.warning("Redis failed, it is being probed: %s: %s", name, error)
         self._doubt.set()
+        return Unavailable(f"Redis did not answer within {1e3 * limit_s:g} ms")
 
     async def _keep_probing(self) -> None:
         while True:
@@ -159,7 +161,7 @@ class RedisLink:
                 await _ping(self._redis)
             in_time = perf_counter() - started <= self._budget_s
             self._state = "up" if in_time else "slow"
-        except (*_GONE, RedisError) as error:
+        except Exception as error:  # any: the prober must not end, nobody would start it again
             self._state, cause = "down", f": {type(error).__name__}: {error}"
         if self._state != "up":
             self._doubt.set()

@@ -55,8 +55,10 @@ class RequestContext:
         request_id = sent if _REQUEST_ID.fullmatch(sent) else b"%s%012x" % (_PREFIX, next(_COUNT))
         extra = [(b"x-request-id", request_id), *_EVERY_ANSWER]
         traceparent = headers.get(b"traceparent", b"")
+        trace_id = None
         if traceparent and _TRACEPARENT.fullmatch(traceparent):
             extra.append((b"traceparent", traceparent))
+            trace_id = traceparent[3:35].decode("ascii")
         state = scope.setdefault("state", {})
         state["request_id"], state["headers"] = request_id.decode("ascii"), headers
         status = 0
@@ -70,6 +72,8 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, send_with_id)
+            if "error" in state:
+                raise state.pop("error")
         except ClientDisconnect:
             status = status or _CLIENT_CLOSED
         except Exception:
@@ -92,7 +96,5 @@ class RequestContext:
                     status,
                     1e3 * seconds,
                     identity,
-                    extra=request_fields(
-                        scope, identity, traceparent.decode("latin-1"), route, status, seconds
-                    ),
+                    extra=request_fields(scope, identity, trace_id, route, status, seconds),
                 )

@@ -324,7 +324,9 @@ class ShadowBody(Body):
     scored: int = Field(description="Items that the candidate scored, since the service began.")
     flipped: int = Field(description="Of these, items on which its decision is another.")
     flip_rate: float | None = Field(description="flipped / scored")
-    dropped: int = Field(description="Items it was to score while the service was busy.")
+    dropped: int = Field(
+        description="Items left unscored: the service was busy, or the candidate was removed."
+    )
     errors: int = Field(description="Items on which it failed.")
 
 

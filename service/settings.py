@@ -91,7 +91,11 @@ class Settings(BaseSettings):
         "models.",
     )
     shadow_share: float = Field(
-        0.0, ge=0, le=1, description="Share of requests that a model's candidate scores as well."
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of requests to /score and /score/timeseries (not /v2, not streams) that "
+        "a model's candidate scores as well.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."

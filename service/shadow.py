@@ -1,5 +1,7 @@
 """Shadow mode: a candidate scores a share of real requests as well, after they were answered.
 
+Requests to /score and /score/timeseries, that is; not /v2, not streams.
+
 What was sent to the active version is kept in a short queue. One thread of lower priority takes it
 from there while the service is not busy, prepares and scores it with the candidate, decides by the
 candidate's own calibration at the same rate, and counts how often the decision differs. An answer
@@ -54,7 +56,9 @@ Images = Sequence[bytes | UInt8[np.ndarray, "H W C"]]
 @dataclass(frozen=True)
 class _Job:
     active: Manifest
-    digest: str
+    candidate: Manifest
+    digests: tuple[str, str]
+    """Of both; no scorer is held here, it may be unloaded meanwhile."""
     inputs: Images | Series
     decisions: tuple[str, ...]
     fpr: float
@@ -129,6 +133,9 @@ class Shadow:
             decisions: for each image, or each window of the recording.
             fpr: the rate they were decided at.
         """
+        candidate = self._catalog.candidate_for(scorer)
+        if candidate is None:
+            return
         kept = len(decisions)
         if isinstance(inputs, Series):
             kept = min(kept, MAX_WINDOWS)
@@ -141,7 +148,9 @@ class Shadow:
         else:
             inputs = tuple(inputs)
             size = sum(len(i) if isinstance(i, bytes) else i.nbytes for i in inputs)
-        job = _Job(scorer.manifest, scorer.digest, inputs, tuple(decisions[:kept]), fpr, size)
+        digests = scorer.digest, candidate.digest
+        then = tuple(decisions[:kept])
+        job = _Job(scorer.manifest, candidate.manifest, digests, inputs, then, fpr, size)
         dropped = len(decisions)
         with self._changed:
             fits = self._items + kept <= MAX_ITEMS and self._bytes + size <= MAX_BYTES
@@ -151,9 +160,7 @@ class Shadow:
                 self._bytes += size
                 self._changed.notify()
                 dropped -= kept
-        candidate = self._catalog.candidate_for(scorer) if dropped else None
-        if candidate is not None:
-            self._count(candidate, "dropped", dropped)
+        self._count(candidate.manifest, "dropped", dropped)
 
     def settle(self, timeout_s: float) -> bool:
         """Whether all that was offered has been dealt with, within so many seconds."""
@@ -211,35 +218,42 @@ class Shadow:
     def _compare(self, job: _Job) -> None:
         """The job's items are counted, whatever becomes of them."""
         candidate = self._candidate(job)
-        if candidate is None:
-            return  # it was unloaded, or another version is active now
+        if candidate is None:  # it was unloaded, or another version is active now
+            self._count(job.candidate, "dropped", len(job.decisions))
+            return
         done = 0
         try:
             rule = DecisionRule.of(candidate, job.fpr, self._review_fpr)
             if isinstance(job.inputs, Series):
+                if not self._wait_until_idle():
+                    self._count(job.candidate, "dropped", len(job.decisions))
+                    return
                 found = self._series(candidate, rule, job.inputs)
                 if len(found) != len(job.decisions):
                     raise ValueError(f"{len(found)} windows, {len(job.decisions)} were decided on")
-                self._tell(candidate, job.decisions, found)
+                self._tell(job.candidate, job.decisions, found)
                 return
             for first in range(0, len(job.inputs), _AT_ONCE):
                 if not self._wait_until_idle():
-                    self._count(candidate, "dropped", len(job.decisions) - done)
+                    self._count(job.candidate, "dropped", len(job.decisions) - done)
                     return
                 images = job.inputs[first : first + _AT_ONCE]
                 found = self._images(candidate, rule, images)
-                self._tell(candidate, job.decisions[first : first + _AT_ONCE], found)
+                self._tell(job.candidate, job.decisions[first : first + _AT_ONCE], found)
                 done += len(images)
         except Exception as error:  # a candidate may fail; that is what is being found out
             log.warning("%s failed: %s", label(candidate), error)
-            self._count(candidate, "error", len(job.decisions) - done)
+            self._count(job.candidate, "error", len(job.decisions) - done)
 
     def _candidate(self, job: _Job) -> Scorer | None:
         try:
             active = self._catalog.get(job.active.name, None, job.active.task)
         except AnomalyError:
             return None
-        return self._catalog.candidate_for(active) if active.digest == job.digest else None
+        candidate = self._catalog.candidate_for(active)
+        if candidate is None or (active.digest, candidate.digest) != job.digests:
+            return None
+        return candidate
 
     def _images(self, candidate: Scorer, rule: DecisionRule, images: Images) -> list[str]:
         spec = candidate.image_input
@@ -253,7 +267,6 @@ class Shadow:
         return list(rule.decide(candidate.score(x, maps=False).p_value))
 
     def _series(self, candidate: Scorer, rule: DecisionRule, sent: Series) -> list[str]:
-        self._wait_until_idle()
         windows = prepare_series(candidate.series_input, sent.rows, sent.timestamps_s, sent.stride)
         scorable = windows.scorable
         found = np.full(len(windows), "not_scorable", dtype=object)
@@ -272,15 +285,14 @@ class Shadow:
                     return False
         return not self._stopping
 
-    def _tell(self, candidate: Scorer, then: Sequence[str], now: Sequence[str]) -> None:
+    def _tell(self, candidate: Manifest, then: Sequence[str], now: Sequence[str]) -> None:
         flipped = sum(a != b for a, b in zip(then, now, strict=True))
         self._count(candidate, "flipped", flipped)
         self._count(candidate, "same", len(then) - flipped)
 
-    def _count(self, candidate: Scorer, result: ShadowResult, items: int) -> None:
-        manifest = candidate.manifest
+    def _count(self, candidate: Manifest, result: ShadowResult, items: int) -> None:
         if items:
-            self._telemetry.shadow(manifest.name, manifest.version, result, items)
+            self._telemetry.shadow(candidate.name, candidate.version, result, items)
 
 
 def label(scorer: Scorer) -> str:

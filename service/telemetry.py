@@ -140,7 +140,7 @@ class Telemetry:
         self._redis_up: Gauge | None = None
 
     def cache_request(self, result: Literal["hit", "miss", "error"]) -> None:
-        """One look-up of a cached result, or a write that failed."""
+        """One look-up of a cached result."""
         self._cache.labels(result).inc()
 
     def redis_up(self, up: bool) -> None:

@@ -5,8 +5,10 @@ what happened                             sent again
 ========================================  ==================================================
 no connection could be made               yes: nothing was sent
 429 or 503 with ``Retry-After``           yes: it was refused before anything was done
-the connection broke during the exchange  where twice does what once does: scoring is a pure
-                                          function, an append carries its Idempotency-Key
+503 of a store that failed                where twice does what once does, for it may have been
+                                          done: scoring is a pure function, an append carries
+                                          its Idempotency-Key
+the connection broke during the exchange  the same
 the deadline passed                       no
 any other 4xx, 500, 502, 504              no
 ========================================  ==================================================
@@ -36,6 +38,7 @@ from service.client.failures import (
 _CONNECT_S = 5.0
 _PATIENT_CAP_S = 1.0
 _REFUSED = frozenset({429, 503})
+_MAY_BE_DONE = "urn:anomaly:problem:unavailable"  # a store may have acted, and answered too late
 _NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _BROKEN = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
 
@@ -112,6 +115,8 @@ class Attempts:
         if self._call.patient and response.status_code in _REFUSED:
             return self._wait(problem, 0.0)
         if response.status_code not in _REFUSED or asked is None:
+            raise problem
+        if problem.type == _MAY_BE_DONE and not self._call.repeatable:
             raise problem
         return self._wait(problem, asked)
 

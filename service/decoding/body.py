@@ -45,8 +45,8 @@ def check_media_type(request: Request, allowed: tuple[str, ...]) -> str:
     """
     media_type = media_type_of(request)
     if media_type not in allowed:
-        stated = f"Content-Type {media_type!r} is" if media_type else "no Content-Type is"
-        raise UnsupportedMedia(f"{stated} not accepted; allowed: {', '.join(allowed)}")
+        stated = f"Content-Type {media_type!r}" if media_type else "a body without Content-Type"
+        raise UnsupportedMedia(f"{stated} is not accepted; allowed: {', '.join(allowed)}")
     encoding = header_of(request, b"content-encoding", "identity").lower()
     if encoding != "identity":
         raise UnsupportedMedia(f"Content-Encoding {encoding!r} is not accepted; send it plain")
@@ -79,7 +79,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 def _too_large(max_bytes: int) -> InputTooLarge:
-    return InputTooLarge(f"the body exceeds {max_bytes} bytes (ANOMALY_MAX_BODY_BYTES)")
+    return InputTooLarge(f"the body exceeds {max_bytes} bytes (see ANOMALY_MAX_BODY_BYTES)")
 
 
 def parse_multipart(content_type: str, body: bytes, max_parts: int) -> list[Part]:

@@ -38,6 +38,7 @@ _MAGIC = (
     b"II+\x00",
     b"MM\x00+",
 )
+_MAX_SCANS = 100  # encoders write about ten
 _OTHERS = {b"GIF8": "GIF", b"%PDF": "PDF", b"\x00\x00\x01\x00": "ICO", b"8BPS": "PSD"}
 
 # the limit on pixels is ours, by request, before decoding; Pillow's own is for the whole process
@@ -70,7 +71,7 @@ def read_header(data: bytes, max_pixels: int) -> Picture:
     Raises:
         MalformedInput: empty, truncated or broken.
         UnsupportedMedia: none of the accepted formats.
-        InputTooLarge: more than ``max_pixels``.
+        InputTooLarge: more than ``max_pixels``, or than 100 scans of a progressive JPEG.
         InvalidInput: several frames or pages.
     """
     if not data:
@@ -82,7 +83,8 @@ def read_header(data: bytes, max_pixels: int) -> Picture:
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
         width, height = image.size
-        several = image.format not in ("JPEG", "MPO") and _has_second_frame(image)
+        jpeg = image.format in ("JPEG", "MPO")
+        several = not jpeg and _has_second_frame(image)
     except UnidentifiedImageError as error:
         raise MalformedInput(
             "the image is truncated or broken: its header is unreadable"
@@ -94,6 +96,9 @@ def read_header(data: bytes, max_pixels: int) -> Picture:
             f"{width} x {height} = {width * height} pixels; allowed: {max_pixels} "
             f"(ANOMALY_MAX_PIXELS)"
         )
+    if jpeg and data.count(b"\xff\xda") > _MAX_SCANS:
+        # each scan, of a dozen bytes maybe, is decoded over the whole picture
+        raise InputTooLarge(f"a progressive JPEG of more than {_MAX_SCANS} scans")
     if several:
         raise InvalidInput("the image has several frames or pages; send one image a file")
     return Picture(image, width, height)

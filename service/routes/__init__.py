@@ -18,6 +18,8 @@ from service.rate_limits import caller_of
 from service.resources import resources_of
 from service.schemas import Problem
 
+COMMAND_BYTES = 4096
+"""Of a body that is no data to score."""
 Q = TypeVar("Q", bound=BaseModel)
 
 _PROBLEMS = {
@@ -58,10 +60,11 @@ def read_query(model: type[Q], request: Request) -> Q:
     Raises:
         InvalidInput: it names each parameter that is wrong.
     """
-    return cast("Q", _parse_query(model, request.scope["query_string"]))
+    raw = request.scope["query_string"]
+    parse = _remembered_query if len(raw) <= _REMEMBERED_BYTES else _parse_query
+    return cast("Q", parse(model, raw))
 
 
-@lru_cache(maxsize=1024)
 def _parse_query(model: type[BaseModel], raw: bytes) -> BaseModel:
     pairs = parse_qsl(raw.decode("latin-1"), keep_blank_values=True)
     counts = Counter(key for key, _ in pairs)
@@ -79,6 +82,10 @@ def _parse_query(model: type[BaseModel], raw: bytes) -> BaseModel:
             errors = [FieldError(f"/{e['loc'][0]}", e["msg"]) for e in error.errors()]
     first = errors[0]
     raise InvalidInput(f"{first.pointer.lstrip('/')}: {first.detail}", tuple(errors))
+
+
+_REMEMBERED_BYTES = 256
+_remembered_query = lru_cache(maxsize=1024)(_parse_query)
 
 
 def known_query(model: type[BaseModel]) -> Callable[[Request], None]:

@@ -1,5 +1,6 @@
 """What a scoring route says, but for the id of the request; such an answer can be kept."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -9,6 +10,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from service.cache import Option, cache_key
+from service.decoding.images import SMALL_BYTES
 from service.problems import request_id_of
 from service.resources import Resources
 from service.scoring import Scorer
@@ -61,16 +63,43 @@ class KeptAnswer:
         options: Callable[[], Mapping[str, Option]],
         files: Sequence[bytes],
     ) -> None:
-        self._cache = resources.cache
+        self._resources, self._scorer = resources, scorer
+        self._options, self._files = options, files
         self._key = ""
-        if self._cache.enabled:
-            provider = resources.catalog.runtime.provider_name
-            self._key = cache_key(scorer.digest, {**options(), "provider": provider}, files)
 
     async def get(self) -> Answer | None:
-        packed = await self._cache.get(self._key) if self._key else None
+        cache = self._resources.cache
+        if not cache.enabled:
+            return None
+        if sum(map(len, self._files)) <= SMALL_BYTES:
+            self._key = self._find_key()
+        else:
+            self._key = await asyncio.to_thread(self._find_key)
+        packed = await cache.get(self._key)
         return None if packed is None else Answer.unpack(packed)
 
     async def put(self, answer: Answer) -> None:
-        if self._key and answer.keep:
-            await self._cache.put(self._key, answer.pack())
+        cache = self._resources.cache
+        if self._key and answer.keep and cache.keeps(len(answer.members)):
+            await cache.put(self._key, answer.pack())
+
+    def _find_key(self) -> str:
+        provider = self._resources.catalog.runtime.provider_name
+        return cache_key(
+            self._scorer.digest, {**self._options(), "provider": provider}, self._files
+        )
+
+
+async def give(request: Request, resources: Resources, scorer: Scorer, answer: Answer) -> Response:
+    """The response, its decisions counted; large ones are put together in a thread."""
+    manifest = scorer.manifest
+
+    def put_together() -> Response:
+        resources.telemetry.decided(
+            manifest.name, manifest.version, answer.decisions, answer.scores
+        )
+        return answer.response(request)
+
+    if len(answer.members) <= SMALL_BYTES:
+        return put_together()
+    return await asyncio.to_thread(put_together)

@@ -49,7 +49,6 @@ OUTPUTS: dict[Task, tuple[str, ...]] = {
 }
 _FORM = "application/x-www-form-urlencoded"  # what curl -d states unless told otherwise
 _MEDIA_TYPES = ("application/json", "application/octet-stream", _FORM)
-# a longer body is parsed in a thread; larger pictures do not let a batch wait for them
 
 Values = Mapping[str, np.ndarray | list[Decision]]
 
@@ -118,11 +117,11 @@ async def infer(request: Request, name: str, version: Version | None) -> Respons
     wait_us = parameters.timeout
     with deadline(settings.request_timeout_s if wait_us is None else wait_us / 1e6):
         if scorer.manifest.task == "image":
-            return await _images(task, request, small=len(body) <= SMALL_BYTES)
+            return await _images(task, request, body_bytes=len(body))
         return await _recording(task, parameters.stride)
 
 
-async def _images(task: _Task, request: Request, *, small: bool) -> Response:
+async def _images(task: _Task, request: Request, *, body_bytes: int) -> Response:
     admission, scorer, name = task.resources.admission, task.scorer, task.name
     maps = task.wants(MAP)
     sizes: list[tuple[int, ...]] = []
@@ -137,15 +136,14 @@ async def _images(task: _Task, request: Request, *, small: bool) -> Response:
         return len(rows)
 
     count = check_images(task.tensor, task.limits)
-    with admission.admit(name, count):
+    with admission.admit(name, count, request.receive):
         return await admission.pictures(
             scorer,
             count,
             fill,
             lambda scores: _answer(task, _image_values(task, sizes, scores)),
             maps=maps,
-            small=small,
-            receive=request.receive,
+            body_bytes=body_bytes,
         )
 
 

@@ -28,7 +28,14 @@ from service.protocol_schemas import (
     ServerMetadata,
 )
 from service.resources import resources_of
-from service.routes import json_response, known_query, problem_docs, timeout_s, within_rate
+from service.routes import (
+    COMMAND_BYTES,
+    json_response,
+    known_query,
+    problem_docs,
+    timeout_s,
+    within_rate,
+)
 from service.routes.inference import OUTPUTS, infer, scorer_of
 
 router = APIRouter(
@@ -152,7 +159,8 @@ async def infer_version(request: Request, name: str, version: ModelVersion) -> R
 async def repository_index(request: Request) -> Response:
     """Every version of every model; with `{"ready": true}` those that can score."""
     resources = resources_of(request)
-    only_ready = _only_ready(await read_body(request, resources.settings.max_body_bytes))
+    with deadline(timeout_s(request, resources.settings.request_timeout_s)):
+        only_ready = _only_ready(await read_body(request, COMMAND_BYTES))
     found = [_indexed(e) for e in resources.catalog.entries() if e.scorer or not only_ready]
     return Response(orjson.dumps(found), media_type="application/json")
 

@@ -14,7 +14,7 @@ from service.catalog import Alias, Catalog, Entry
 from service.contract.errors import DeadlinePassed, FieldError, InvalidInput, MalformedInput
 from service.decoding.body import check_media_type, read_body
 from service.resources import Resources, resources_of
-from service.routes import json_response, problem_docs, timeout_s
+from service.routes import COMMAND_BYTES, json_response, problem_docs, timeout_s
 from service.schemas import (
     AliasBody,
     AskedVersion,
@@ -100,7 +100,8 @@ async def set_alias(request: Request, name: str, alias: Alias) -> Response:
     """
     resources = resources_of(request)
     check_media_type(request, ("application/json",))
-    version = _alias_body(await read_body(request, resources.settings.max_body_bytes)).version
+    with deadline(timeout_s(request, resources.settings.request_timeout_s)):
+        version = _alias_body(await read_body(request, COMMAND_BYTES)).version
     await settled(request, lambda: resources.catalog.set_alias(name, alias, version))
     return json_response(_model(resources, name))
 

@@ -39,7 +39,7 @@ from service.regions import find_regions
 from service.rendering import float32_map, heatmap, heatmap_map, png_map, thumbnail
 from service.resources import Resources, resources_of
 from service.routes import problem_docs, query_docs, read_query, timeout_s
-from service.routes.answers import Answer, KeptAnswer
+from service.routes.answers import Answer, KeptAnswer, give
 from service.schemas import ScoreBody, ScoreQuery
 from service.scoring import Scorer, Scores
 
@@ -139,23 +139,22 @@ async def _score(request: Request, query: ScoreQuery, resources: Resources) -> R
         await kept.put(answer)
         if query.fdr is None and resources.shadow.wants(scorer):
             resources.shadow.offer(scorer, job.scored_files(), answer.decisions, job.rule.fpr)
-    resources.telemetry.decided(name, scorer.manifest.version, answer.decisions, answer.scores)
-    return answer.response(request)
+    return await give(request, resources, scorer, answer)
 
 
 async def _scores(job: "_Job", finish: Callable[[Scores], T], body_bytes: int) -> T:
     """What ``finish`` makes of the scores of the job's images."""
     scorer, admission = job.scorer, job.resources.admission
     name, maps = scorer.manifest.name, job.mode != "none"
-    with admission.admit(name, len(job.files)):
+    with admission.admit(name, len(job.files), job.request.receive):
         return await admission.pictures(
             scorer,
             len(job.files),
             job.fill,
             finish,
             maps=maps,
-            small=body_bytes <= SMALL_BYTES and job.evidence is None,
-            receive=job.request.receive,
+            body_bytes=body_bytes,
+            apart=job.evidence is not None,
         )
 
 

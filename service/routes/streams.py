@@ -25,7 +25,7 @@ from service.routes import (
     timeout_s,
     within_rate,
 )
-from service.routes.timeseries import BODY, CSV, JSON, read_recording, score_recording
+from service.routes.timeseries import BODY, CSV, JSON, file_of, read_recording, score_recording
 from service.schemas import StreamAppended, StreamBody, StreamQuery
 from service.scoring import Scorer
 from service.stream_store import Append, StreamStore
@@ -78,7 +78,9 @@ async def append_rows(
     with deadline(timeout_s(request, resources.settings.request_timeout_s)):
         media_type = check_media_type(request, (JSON, CSV, MULTIPART))
         body = await read_body(request, resources.settings.max_body_bytes)
-        append = Append(idempotency_key, _digest(request, body))
+        if media_type == MULTIPART:
+            media_type, body = await asyncio.to_thread(file_of, request, body)
+        append = Append(idempotency_key, _digest(request, media_type, body))
         sent = _Sent(request, stream_id, query, media_type, body, append)
         return await _append(sent, resources)
 
@@ -142,15 +144,14 @@ async def _scored(
     """
     settings, admission, manifest = resources.settings, resources.admission, scorer.manifest
     rule = DecisionRule.of(scorer, sent.query.fpr, settings.review_fpr)
-    content_type = sent.request.headers["content-type"]
 
     def decode() -> Recording:
         with resources.telemetry.phase(manifest.name, "decode"):
             return read_recording(
-                scorer.series_input, sent.media_type, content_type, sent.body, settings.max_cells
+                scorer.series_input, sent.media_type, sent.body, settings.max_cells
             )
 
-    with admission.admit(manifest.name, 1):
+    with admission.admit(manifest.name, 1, sent.request.receive):
         new = await admission.run(manifest.name, decode)
         before = stream or Stream.begin(scorer, sent.query.stride, new.timestamps_s is not None)
         after, part, first_row = before.append(new)
@@ -200,10 +201,12 @@ def _store(resources: Resources) -> StreamStore:
     return resources.streams
 
 
-def _digest(request: Request, body: bytes) -> bytes:
-    """Of all that the answer to an append depends on."""
+def _digest(request: Request, media_type: str, body: bytes) -> bytes:
+    """Of all that the answer to an append depends on; not of a form's boundary, which is drawn
+    anew for each attempt.
+    """
     query = sorted(request.query_params.multi_items())
-    digest = sha256(orjson.dumps([query, request.headers["content-type"]]))
+    digest = sha256(orjson.dumps([query, media_type]))
     digest.update(body)
     return digest.digest()
 

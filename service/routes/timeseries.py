@@ -1,5 +1,6 @@
 """POST /score/timeseries: rows of sensor readings, scored window by window."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from service.decision import DecisionRule, decide_afterwards, overlap_warnings
 from service.decoding.body import (
     MULTIPART,
     check_media_type,
+    header_of,
     parse_multipart,
     parts_named,
     read_body,
@@ -25,7 +27,7 @@ from service.rate_limits import caller_of
 from service.rendering import float32_map
 from service.resources import Resources, resources_of
 from service.routes import problem_docs, query_docs, read_query, timeout_s
-from service.routes.answers import Answer, KeptAnswer
+from service.routes.answers import Answer, KeptAnswer, give
 from service.schemas import SeriesBody, SeriesQuery
 from service.scoring import Scorer, Scores
 from service.shadow import Series
@@ -98,13 +100,14 @@ async def _score(request: Request, query: SeriesQuery, resources: Resources) -> 
     rule = DecisionRule.of(scorer, query.fpr, settings.review_fpr, query.fdr)
     media_type = check_media_type(request, (JSON, CSV, MULTIPART))
     body = await read_body(request, settings.max_body_bytes)
-    content_type = request.headers["content-type"]
+    if media_type == MULTIPART:
+        media_type, body = await asyncio.to_thread(file_of, request, body)
     stride = query.stride or spec.stride
 
     def options() -> dict[str, Option]:
         return {
             "route": "/score/timeseries",
-            "content_type": content_type,
+            "media_type": media_type,
             "map": query.map,
             "stride": stride,
             "fpr": rule.fpr,
@@ -116,15 +119,15 @@ async def _score(request: Request, query: SeriesQuery, resources: Resources) -> 
     kept = KeptAnswer(resources, scorer, options, [body])
     answer = await kept.get()
     if answer is None:
-        recording, answer, settled = await _answer(
-            resources, scorer, rule, query.map, stride, (media_type, content_type, body)
-        )
+        with admission.admit(name, 1, request.receive):
+            recording, answer, settled = await _answer(
+                resources, scorer, rule, query.map, stride, (media_type, body)
+            )
         await kept.put(answer)
         if query.fdr is None and resources.shadow.wants(scorer):
             series = Series(recording.rows, recording.timestamps_s, stride)
             resources.shadow.offer(scorer, series, answer.decisions, settled.fpr)
-    resources.telemetry.decided(name, scorer.manifest.version, answer.decisions, answer.scores)
-    return answer.response(request)
+    return await give(request, resources, scorer, answer)
 
 
 async def _answer(
@@ -133,7 +136,7 @@ async def _answer(
     rule: DecisionRule,
     mode: str,
     stride: int,
-    sent: tuple[str, str, bytes],
+    sent: tuple[str, bytes],
 ) -> tuple[Recording, Answer, DecisionRule]:
     """The recording that was sent, the answer, and the rule its windows were decided by."""
     admission, telemetry, manifest = resources.admission, resources.telemetry, scorer.manifest
@@ -143,30 +146,29 @@ async def _answer(
         with telemetry.phase(name, "decode"):
             return read_recording(spec, *sent, resources.settings.max_cells)
 
-    with admission.admit(name, 1):
-        recording = await admission.run(name, decode)
-        # with an fdr, windows are decided on when the p-values of all of them are known
-        at_once = rule if rule.fdr is None else DecisionRule.of(scorer, None, None)
-        results = await score_recording(resources, scorer, at_once, recording, stride, mode)
+    recording = await admission.run(name, decode)
+    # with an fdr, windows are decided on when the p-values of all of them are known
+    at_once = rule if rule.fdr is None else DecisionRule.of(scorer, None, None)
+    results = await score_recording(resources, scorer, at_once, recording, stride, mode)
 
-        def encode() -> tuple[Answer, DecisionRule]:
-            with telemetry.phase(name, "encode"):
-                settled = rule if rule.fdr is None else decide_afterwards(rule, results)
-                overlap = overlap_warnings(rule, stride, spec.min_rows)
-                members = {
-                    "model": name,
-                    "version": manifest.version,
-                    "family": manifest.family,
-                    "provider": resources.catalog.runtime.provider_name,
-                    "rows": len(recording.rows),
-                    "windows": len(results),
-                    "warnings": [*recording.warnings, *settled.warnings, *overlap],
-                    "results": results,
-                }
-                scored = [r["score"] for r in results if r["score"] is not None]
-                return Answer.of(members, [r["decision"] for r in results], scored), settled
+    def encode() -> tuple[Answer, DecisionRule]:
+        with telemetry.phase(name, "encode"):
+            settled = rule if rule.fdr is None else decide_afterwards(rule, results)
+            overlap = overlap_warnings(rule, stride, spec.min_rows)
+            members = {
+                "model": name,
+                "version": manifest.version,
+                "family": manifest.family,
+                "provider": resources.catalog.runtime.provider_name,
+                "rows": len(recording.rows),
+                "windows": len(results),
+                "warnings": [*recording.warnings, *settled.warnings, *overlap],
+                "results": results,
+            }
+            scored = [r["score"] for r in results if r["score"] is not None]
+            return Answer.of(members, [r["decision"] for r in results], scored), settled
 
-        answer, settled = await admission.run(name, encode)
+    answer, settled = await admission.run(name, encode)
     return recording, answer, settled
 
 
@@ -237,14 +239,20 @@ def contributions(maps: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(total > 0, by_column / np.where(total > 0, total, 1), equal))
 
 
-def read_recording(
-    spec: SeriesInput, media_type: str, content_type: str, body: bytes, max_cells: int
-) -> Recording:
-    if media_type == MULTIPART:
-        parts = parts_named(parse_multipart(content_type, body, 8), "file")
-        if len(parts) > 1:
-            raise InvalidInput(f"one part named 'file' is scored at a time; got {len(parts)}")
-        media_type, body = parts[0].content_type, parts[0].data
+def file_of(request: Request, body: bytes) -> tuple[str, bytes]:
+    """Media type and bytes of the only part of a form.
+
+    Raises:
+        MalformedInput, InvalidInput: a form that is broken, or has not one part named ``file``.
+    """
+    parts = parts_named(parse_multipart(header_of(request, b"content-type"), body, 8), "file")
+    if len(parts) > 1:
+        raise InvalidInput(f"one part named 'file' is scored at a time; got {len(parts)}")
+    return parts[0].content_type, parts[0].data
+
+
+def read_recording(spec: SeriesInput, media_type: str, body: bytes, max_cells: int) -> Recording:
+    """The recording in a body; what does not say it is JSON is read as csv."""
     if media_type == JSON:
         return read_json(spec, body, max_cells)
     return read_csv(spec, body, max_cells)

@@ -158,16 +158,17 @@ def test_a_request_whose_deadline_passed_in_the_queue_is_never_scored(two_models
         scored = slow(client, 0.4)
         first = asyncio.create_task(post(client, 51))
         await asyncio.sleep(0.1)
-        began = time.monotonic()
+        order: list[str] = []
+        first.add_done_callback(lambda _: order.append("first"))
         late = await post(client, 102, headers={"X-Request-Timeout": "0.05"})
-        waited = time.monotonic() - began
+        order.append("late")
         third = asyncio.create_task(post(client, 153))
-        return await first, late, waited, await third, scored
+        return await first, late, order, await third, scored
 
-    (first, late, waited, third, scored), _ = within(two_models, ask, concurrency=1)
+    (first, late, order, third, scored), _ = within(two_models, ask, concurrency=1)
     assert (first.status_code, late.status_code, third.status_code) == (200, 504, 200)
     assert late.json()["type"].endswith("deadline-passed")
-    assert waited < 0.3  # answered when it passed, not when the batch before ended
+    assert order == ["late", "first"]  # answered when it passed, not when the batch before ended
     assert scored == [1, 1]
 
 
@@ -208,7 +209,7 @@ def test_a_request_whose_client_went_away_is_never_scored(two_models: Path) -> N
     assert 'status="499"' in metrics
 
 
-def test_a_full_queue_refuses_before_the_body_is_read_and_recovers(two_models: Path) -> None:
+def test_a_full_queue_refuses_at_once_and_recovers(two_models: Path) -> None:
     async def ask(client: httpx.AsyncClient) -> tuple[list[httpx.Response], httpx.Response]:
         slow(client, 0.2)
         many = [asyncio.create_task(post(client, 51)) for _ in range(12)]
@@ -222,6 +223,52 @@ def test_a_full_queue_refuses_before_the_body_is_read_and_recovers(two_models: P
     assert {a.json()["type"].rpartition(":")[2] for a in refused} == {"overloaded"}
     assert after.status_code == 200
     assert metric(metrics, 'anomaly_queue_depth{model="bright"}') == 0
+
+
+def test_a_full_queue_does_not_read_the_body_it_refuses(two_models: Path) -> None:
+    async def ask(client: httpx.AsyncClient) -> list[int]:
+        app = client.app  # type: ignore[attr-defined]
+        seen: list[int] = []
+
+        async def receive() -> dict[str, Any]:
+            raise AssertionError("the body was asked for")
+
+        async def send(message: Any) -> None:
+            seen.extend([message["status"]] if "status" in message else [])
+
+        scope = {
+            "type": "http", "method": "POST", "path": "/score", "query_string": b"",
+            "headers": [(b"content-type", b"image/png")],
+        }  # fmt: skip
+        with app.state.resources.admission.admit("bright", 4):
+            await app(scope, receive, send)
+        return seen
+
+    seen, _ = within(two_models, ask, queue_max_items=4)
+    assert seen == [503]
+
+
+def test_a_delay_keeps_no_ready_batch_waiting_while_a_slot_is_free(two_models: Path) -> None:
+    async def ask(client: httpx.AsyncClient) -> int:
+        at_once = most = 0
+        detector = detector_of(client)
+        real = detector.detect
+
+        def detect(x: np.ndarray, *, maps: bool) -> Detection:
+            nonlocal at_once, most
+            at_once += 1
+            most = max(most, at_once)
+            time.sleep(0.3)
+            at_once -= 1
+            return real(x, maps=maps)
+
+        detector.detect = detect
+        await asyncio.gather(*(post(client, level) for level in LEVELS))
+        return most
+
+    settings = {"concurrency": 2, "batch_max_size": 4, "batch_max_delay_ms": 20}
+    most, _ = within(two_models, ask, **settings)
+    assert most == 2
 
 
 def test_one_model_that_is_slow_does_not_fill_the_queue_of_another(two_models: Path) -> None:

@@ -160,6 +160,24 @@ def test_what_cannot_be_repeated_safely_is_not(kind: str, waits: list[float]) ->
 
 
 @both
+def test_a_store_that_failed_may_have_done_it(kind: str, waits: list[float]) -> None:
+    body = problem(503) | {"type": "urn:anomaly:problem:unavailable"}
+    failed = httpx.Response(503, json=body, headers={"Retry-After": "1"})
+    deletion = Script(failed, 404)
+    with pytest.raises(ServiceProblem, match="503") as raised:
+        call(kind, deletion, "delete_stream", "t")
+    assert raised.value.type == "urn:anomaly:problem:unavailable"
+    assert len(deletion.seen) == 1
+    append = Script(failed, APPENDED)
+    call(kind, append, "append_rows", "t", [[1.0]])
+    assert len({r.headers["Idempotency-Key"] for r in append.seen}) == 1
+    assert len(append.seen) == 2
+    overloaded = Script(refused(503, "1"), httpx.Response(204))
+    call(kind, overloaded, "delete_stream", "t")
+    assert len(overloaded.seen) == 2
+
+
+@both
 def test_it_gives_up_after_so_many_attempts(kind: str, waits: list[float]) -> None:
     script = Script(refused(503, "0"))
     with pytest.raises(ServiceProblem):

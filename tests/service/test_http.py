@@ -62,11 +62,13 @@ class Broken:
         raise self.error
 
 
+@pytest.mark.parametrize("route", ["/score", "/v2/models/bright/infer"])
 @pytest.mark.parametrize(
     "error", [ZeroDivisionError("secret"), DetectorFailure("score.onnx: secret")]
 )
 def test_a_bug_is_answered_with_a_fixed_text_and_logged_with_its_traceback(
     start: Start,
+    route: str,
     error: Exception,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -75,7 +77,11 @@ def test_a_bug_is_answered_with_a_fixed_text_and_logged_with_its_traceback(
     scorer: Scorer = client.app.state.resources.catalog.get("bright", 1, "image")  # type: ignore[attr-defined]
     monkeypatch.setattr(scorer, "detector", Broken(error))
     with caplog.at_level(logging.ERROR):
-        response = client.post("/score", content=GOOD, headers=PNG)
+        if route == "/score":
+            response = client.post(route, content=GOOD, headers=PNG)
+        else:
+            pixels = {"name": "image", "shape": [1, 2, 2, 1], "datatype": "UINT8", "data": [0] * 4}
+            response = client.post(route, json={"inputs": [pixels]})
     body = refused(response, 500)
     assert body["detail"] == INTERNAL_DETAIL
     assert "secret" not in response.text

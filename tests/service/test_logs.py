@@ -70,6 +70,16 @@ def test_a_request_is_one_line_with_what_it_was_and_how_it_went(
     }
 
 
+@pytest.mark.parametrize("parent", ["0" * 16, "00f067aa0ba902b"])
+def test_a_trace_that_is_not_valid_is_neither_echoed_nor_logged(
+    client: TestClient, written: StringIO, parent: str
+) -> None:
+    answer = client.get("/models", headers={"traceparent": f"00-{TRACE}-{parent}-01"})
+    assert "traceparent" not in answer.headers
+    (line,) = lines(written)
+    assert "trace_id" not in line
+
+
 def test_neither_queries_nor_bodies_nor_keys_are_logged(
     client: TestClient, written: StringIO
 ) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.artifacts import publish_image
 from tests.service.pictures import encode, grey
 
 PNG = {"Content-Type": "image/png"}
@@ -114,3 +115,74 @@ def test_a_client_whose_headers_never_end_is_hung_up_on(two_models: Path, tmp_pa
             assert kept.get("/livez").status_code == 200
             time.sleep(1)
             assert kept.get("/livez").status_code == 200
+
+
+def test_headers_without_end_and_empty_lines_keep_no_connection(
+    two_models: Path, tmp_path: Path
+) -> None:
+    with serving(two_models, tmp_path / "log", ANOMALY_HEADER_TIMEOUT_S="1") as (_, base):
+        port = int(base.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as endless:
+            endless.settimeout(20)
+            endless.sendall(b"POST /score HTTP/1.1\r\nx: ")
+            closed = False
+            for _ in range(10_000):
+                try:
+                    endless.sendall(b"a" * 65536)
+                except OSError:
+                    closed = True
+                    break
+            assert closed
+        with socket.create_connection(("127.0.0.1", port)) as blank:
+            blank.settimeout(20)
+            blank.sendall(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n")
+            answer = b""
+            while b'{"live":true}' not in answer:
+                answer += blank.recv(65536)
+            blank.sendall(b"\r\n")
+            assert blank.recv(1) == b""
+        assert httpx.get(f"{base}/livez").status_code == 200
+
+
+def test_a_url_that_is_none_of_redis_is_told_in_one_line(tmp_path: Path) -> None:
+    environment = {**os.environ, "ANOMALY_REDIS_URL": "localhost:6379"}
+    run = subprocess.run(
+        [sys.executable, "-m", "service"],
+        env=environment, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert run.stderr.startswith("ANOMALY_REDIS_URL must begin with")
+    assert "Traceback" not in run.stderr
+
+
+def test_a_worker_begun_anew_serves_the_version_the_others_do(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    publish_image(models)
+    settings = {"ANOMALY_WORKERS": "2", "ANOMALY_CACHE_TTL_S": "0"}
+    with serving(models, tmp_path / "log", **settings) as (process, base):
+        publish_image(models, version=2)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [int(c) for c in children if b"spawn_main" in _command(int(c))]
+        os.kill(workers[0], signal.SIGKILL)
+        until = time.monotonic() + 60
+        while True:  # until the new one is there too
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            now = [int(c) for c in children if b"spawn_main" in _command(int(c))]
+            if len(now) == 2 and workers[0] not in now:
+                break
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        time.sleep(2)  # it loads
+        versions = set()
+        for _ in range(20):
+            answer = httpx.post(f"{base}/score?model=bright", content=encode(grey(51)), headers=PNG)
+            if answer.status_code == 200:
+                versions.add(answer.json()["version"])
+        assert versions == {1}
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -1,7 +1,6 @@
 """A caller gets as many requests as the limit says, here and in Redis."""
 
 import asyncio
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,16 +67,15 @@ def test_without_redis_each_process_counts_for_itself(tmp_path: Path, fault: str
     with redis_server(tmp_path) as server:
 
         async def main() -> None:
-            link = RedisLink(server.url, print)
+            link = RedisLink(server.url, print, patience_s=60)
             await link.start()
             limits = RateLimits(Rate.parse("3/h"), link)
             getattr(server, fault)()
-            started = time.perf_counter()
-            for _ in range(3):
-                await limits.check("a")
-            with pytest.raises(RateLimited):
-                await limits.check("a")
-            assert time.perf_counter() - started < 2.0  # 40 ms once, and a busy machine
+            async with asyncio.timeout(20):  # without Redis's patience
+                for _ in range(3):
+                    await limits.check("a")
+                with pytest.raises(RateLimited):
+                    await limits.check("a")
             await link.close()
 
         asyncio.run(main())

@@ -247,3 +247,11 @@ def test_a_tiff_whose_header_claims_rows_that_it_does_not_have(client: TestClien
 def test_a_whole_tiff_is_fine(client: TestClient, compression: str | None) -> None:
     data = encode(noise(300, 200), "TIFF", compression=compression)
     assert post(client, data, "?map=none").status_code == 200
+
+
+def test_a_jpeg_of_a_thousand_scans_is_refused_before_it_is_decoded(client: TestClient) -> None:
+    data = encode(noise(64, 64), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    many = data[:last] + data[last:-2] * 200 + data[-2:]
+    refused(post(client, many), 413, "scans")
+    assert post(client, data).status_code == 200

@@ -500,3 +500,19 @@ def test_the_url_of_redis_may_come_from_a_file_and_metrics_say_it_is_up(
         assert redis.exists(f"anomaly:stream:1:{stream}")
     assert "anomaly_redis_up" in client.get("/metrics").text
     assert "anomaly_redis_up" not in start().get("/metrics").text
+
+
+def test_a_form_posted_again_under_its_key_is_answered_from_memory(anywhere: TestClient) -> None:
+    stream = next(_ids)
+    text = "power,wind,pitch\n" + "\n".join(f"{i},2,{i % 3}" for i in range(12))
+    answers = [
+        anywhere.post(
+            f"/streams/{stream}/rows",
+            files={"file": ("rows.csv", text.encode(), "text/csv")},  # a boundary of its own each
+            headers={"Idempotency-Key": "once"},
+        )
+        for _ in range(2)
+    ]
+    assert [a.status_code for a in answers] == [200, 200], answers[1].text
+    assert answers[1].headers["Idempotent-Replayed"] == "true"
+    assert state(anywhere, stream)["rows_seen"] == 12
