@@ -122,7 +122,7 @@ def image_call(uploads: Sequence[Upload], options: ImageOptions, *, of_many: boo
         "/score",
         read,
         params={"map": "none"} | _params(options),
-        headers=_headers(options),
+        headers=_headers(options, ImageOptions),
         files=files,
         timeout_s=options.get("timeout_s"),
         accepts=frozenset({200, *accepted}),
@@ -136,7 +136,7 @@ def csv_call(csv: CsvInput, options: SeriesOptions) -> Call[SeriesScores]:
         "/score/timeseries",
         reading.reading(reading.series_scores),
         params=_params(options),
-        headers=_CSV | _headers(options),
+        headers=_CSV | _headers(options, SeriesOptions),
         content=_csv_bytes(csv),
         timeout_s=options.get("timeout_s"),
     )
@@ -154,7 +154,7 @@ def rows_call(
         "/score/timeseries",
         reading.reading(reading.series_scores),
         params=_params(options),
-        headers=_JSON | _headers(options),
+        headers=_JSON | _headers(options, SeriesOptions),
         content=_rows_bytes(rows, columns, timestamps),
         timeout_s=options.get("timeout_s"),
     )
@@ -181,7 +181,9 @@ def append_call(
         f"/streams/{quote(stream, safe='')}/rows",
         read,
         params=_params(options),
-        headers=_JSON | {"Idempotency-Key": idempotency_key or uuid4().hex} | _headers(options),
+        headers=_JSON
+        | {"Idempotency-Key": idempotency_key or uuid4().hex}
+        | _headers(options, StreamOptions),
         content=_rows_bytes(rows, columns, timestamps),
         timeout_s=options.get("timeout_s"),
     )
@@ -242,7 +244,20 @@ def _params(options: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in options.items() if k not in own and v is not None}
 
 
-def _headers(options: Mapping[str, Any]) -> dict[str, str]:
+def check_known(options: Mapping[str, Any], kind: type[Any]) -> None:
+    """Nothing, where every option is one of a ``TypedDict``: Python itself would not tell.
+
+    Raises:
+        TypeError: it names those that are not, and those there are.
+    """
+    known = kind.__optional_keys__
+    if unknown := options.keys() - known:
+        named, there = ", ".join(sorted(unknown)), ", ".join(sorted(known))
+        raise TypeError(f"unknown option {named}; there are {there}")
+
+
+def _headers(options: Mapping[str, Any], kind: type[Any] = CallOptions) -> dict[str, str]:
+    check_known(options, kind)
     return {"X-Request-ID": options.get("request_id") or uuid4().hex}
 
 

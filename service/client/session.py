@@ -53,6 +53,7 @@ class Session:
     """What a client was told, its defaults filled in."""
 
     def __init__(self, base_url: str | None, **options: Unpack[ClientOptions]) -> None:
+        calls.check_known(options, ClientOptions)
         self.retries = options.get("retries", Retries())
         self.timeout_s = options.get("timeout_s", 60.0)
         self.concurrency = options.get("concurrency", 4)

@@ -334,3 +334,13 @@ def test_a_real_connection_that_ends_in_the_middle_of_an_answer_is_made_again(ki
     assert found.decision == "normal"
     assert len(asked) == 3
     assert all(b"picture" in request for request in asked)
+
+
+def test_an_option_that_does_not_exist_is_told_with_those_that_do() -> None:
+    with pytest.raises(TypeError, match=r"unknown option timeout; there are .*timeout_s"):
+        Client("http://127.0.0.1:1", timeout=3)  # type: ignore[call-arg]
+    with Client("http://127.0.0.1:1") as client:
+        with pytest.raises(TypeError, match=r"unknown option timeout; there are .*timeout_s"):
+            client.ready(timeout=3)  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match="unknown option maps"):
+            client.score_arrays([np.zeros((2, 2), np.uint8)], maps="none")  # type: ignore[call-arg]
