@@ -35,7 +35,7 @@ PictureFill = Callable[[np.ndarray, dict[str, float], int | None], int]
 Fill = Callable[[np.ndarray, dict[str, float]], int]
 """Writes items into rows, adds the seconds it took by phase, and says how many rows it used."""
 _WATCH_AFTER_S = 0.05
-_QUICK_S, _QUICK_BYTES = 0.002, 16 * 1024
+_QUICK_S, _QUICK_BYTES = 0.003, 16 * 1024
 
 
 class Share:
@@ -314,9 +314,10 @@ class Admission:
                 self._telemetry.queue_depth(name, self._admitted[name])
                 self._slots -= 1
                 if self._is_quick(queue.scorer, shares):
-                    self._work(loop, queue.scorer, queue.maps, shares)
+                    self._work(queue.scorer, queue.maps, shares)
+                    self._done(loop, shares)
                 else:
-                    self._batches.submit(self._work, loop, queue.scorer, queue.maps, shares)
+                    self._batches.submit(self._work_apart, loop, queue.scorer, queue.maps, shares)
         if taken and self._queues:
             self._dispatch_soon(loop)
 
@@ -333,16 +334,20 @@ class Admission:
             return 0.0
         return queue.shares[0].asked + self._batch_max_delay_s - now
 
-    def _work(
+    def _work_apart(
         self, loop: asyncio.AbstractEventLoop, scorer: Scorer, maps: bool, shares: list[Share]
     ) -> None:
-        """In a thread: the batch from beginning to end; errors go to the shares they belong to."""
+        """``_work`` in a thread of its own."""
+        self._work(scorer, maps, shares)
+        loop.call_soon_threadsafe(self._done, loop, shares)
+
+    def _work(self, scorer: Scorer, maps: bool, shares: list[Share]) -> None:
+        """The batch from beginning to end; errors go to the shares they belong to."""
         try:
             self._score_shares(scorer, shares, maps=maps)
         except BaseException as error:  # whatever it was, nobody may wait for ever
             for share in shares:
                 share.error = share.error or error
-        loop.call_soon_threadsafe(self._done, loop, shares)
 
     def _done(self, loop: asyncio.AbstractEventLoop, shares: list[Share]) -> None:
         self._slots += 1
@@ -400,8 +405,8 @@ class Admission:
         telemetry.phases(name, phases_s)
         if used == 1:
             before, now = self._alone_s.get(scorer, _QUICK_S), perf_counter() - started
-            # slowly down, at once up: one slow picture is enough to go back to threads
-            self._alone_s[scorer] = max(now, 0.8 * before + 0.2 * now)
+            # at once up: one slow picture is enough to go back to threads; and down by halves
+            self._alone_s[scorer] = max(now, (before + now) / 2)
 
     @staticmethod
     def _finish(share: Share, scores: Scores) -> None:

@@ -83,6 +83,7 @@ class RedisLink:
         self._state: State = "slow"
         self._doubt = asyncio.Event()
         self._prober: asyncio.Task[None] | None = None
+        self._closing = False
         self._refusal = ""
 
     @property
@@ -97,6 +98,7 @@ class RedisLink:
 
     async def close(self) -> None:
         """No connection is open."""
+        self._closing = True
         if self._prober is not None:
             self._prober.cancel()
             await asyncio.gather(self._prober, return_exceptions=True)
@@ -144,10 +146,10 @@ class RedisLink:
         return Unavailable(f"Redis did not answer within {1e3 * limit_s:g} ms")
 
     async def _keep_probing(self) -> None:
-        while True:
+        while not self._closing:  # a cancellation within a call may come out as a Redis error
             await self._doubt.wait()
             await self._probe()
-            if self._state != "up":
+            if self._state != "up" and not self._closing:
                 await asyncio.sleep(self._probe_every_s)
 
     async def _probe(self) -> None:

@@ -127,6 +127,19 @@ def test_a_server_that_is_slow_is_left_alone_but_by_patient_work(server: RedisSe
     assert not any(told)
 
 
+def test_a_link_that_is_probing_can_be_closed_at_any_moment(server: RedisServer) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(60):
+            for turns in range(40):
+                link = RedisLink(server.url, print, budget_s=1e-9, probe_every_s=0.05)
+                await link.start()
+                for _ in range(turns % 10):
+                    await asyncio.sleep(0)
+                await link.close()
+
+    asyncio.run(main())
+
+
 def test_a_full_server_is_no_reason_to_stop_asking_it(server: RedisServer) -> None:
     async def use(link: RedisLink) -> None:
         server.fill()
