@@ -14,6 +14,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from time import perf_counter
 from types import TracebackType
 from typing import Any, TypeVar
@@ -164,15 +165,20 @@ class Admission:
             self._telemetry.phases(model, {"queue": perf_counter() - asked})
             return work()
 
-        future = asyncio.get_running_loop().run_in_executor(self._apart, timed)
+        loop = asyncio.get_running_loop()
+        running = self._apart.submit(timed)
         try:
-            return await asyncio.shield(future)
+            return await asyncio.wrap_future(running)
         except asyncio.CancelledError:
-            # the answer is not wanted any more, but a thread may be at it: it counts till it ends
-            if not future.cancel():
+            # the answer is not wanted any more, but a thread is at it: it counts until it ends
+            if not running.cancel() and not running.done():
                 self.count(model, 1)
-                future.add_done_callback(lambda _: self.count(model, -1))
+                running.add_done_callback(lambda _: self._ended(loop, model))
             raise
+
+    def _ended(self, loop: asyncio.AbstractEventLoop, model: str) -> None:
+        with suppress(RuntimeError):  # the loop has ended before
+            loop.call_soon_threadsafe(self.count, model, -1)
 
     async def score(self, scorer: Scorer, x: Float32[np.ndarray, "N ..."], *, maps: bool) -> Scores:
         """Scores of prepared items, batched with those of other requests.

@@ -285,6 +285,33 @@ def test_one_model_that_is_slow_does_not_fill_the_queue_of_another(two_models: P
     assert answer.status_code == 200
 
 
+def test_work_that_nobody_waits_for_counts_until_its_thread_ends(two_models: Path) -> None:
+    async def ask(client: httpx.AsyncClient) -> tuple[list[int], int]:
+        app = client.app  # type: ignore[attr-defined]
+        admission = app.state.resources.admission
+        go_on = threading.Event()
+
+        async def late() -> None:
+            with admission.admit("bright", 1):
+                await admission.run("bright", lambda: go_on.wait(20))
+
+        task = asyncio.create_task(late())
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.wait([task])
+        seen = [(await post(client, 51)).status_code]
+        go_on.set()
+        for _ in range(200):
+            if (status := (await post(client, 51)).status_code) == 200:
+                break
+            await asyncio.sleep(0.02)
+        return seen, status
+
+    (seen, after), _ = within(two_models, ask, queue_max_items=1, concurrency=2)
+    assert seen == [503]
+    assert after == 200
+
+
 def test_large_pictures_are_decoded_apart_from_the_batch_with_the_same_scores(
     start: Start,
 ) -> None:
