@@ -2,14 +2,14 @@
 
 The way of a request, in eight lines:
 
-1. ``request_context``  gives it an id and a clock; every answer and log line carries the id.
-2. ``routes``           check the query and ask the ``catalog`` for a scorer that is ready.
-3. ``decoding``         the body, within its limits, becomes uint8 pixels or float rows.
-4. ``batching``         lets it in or says 503, and gives it one of a bounded number of threads.
-5. ``contract``         prepares the input by the manifest's rule, the same code as in training.
+1. ``request_context``  gives it an id and a clock; ``keys`` asks who sent it.
+2. ``routes``           by ``direct`` (scoring) or FastAPI; the ``catalog`` has a ready scorer.
+3. ``cache``            may know the answer: artifact, options and bytes are the same.
+4. ``batching``         lets it in or says 503; one thread takes what waits together.
+5. ``decoding``         within limits, bytes become pixels or rows; ``contract`` prepares them.
 6. ``detectors``        the family's raw score and residual map, through ``runtime``.
-7. ``contract``         calibrates: raw score -> p-value -> score and decision.
+7. ``contract``         calibrates: p-value; ``decision`` decides on the whole request.
 8. ``rendering``        maps go back into the user's frame; ``problems`` words whatever went wrong.
 
-Edge (1-4, 8) knows HTTP; core (``scoring``, ``detectors``, ``contract``) knows only numbers.
+Edge (1-5, 8) knows HTTP; core (``scoring``, ``detectors``, ``contract``) knows only numbers.
 """
