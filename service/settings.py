@@ -37,7 +37,7 @@ class Settings(BaseSettings):
         0.0, ge=0, description="Wait for a batch to fill; 0 = score as soon as a thread is free."
     )
     queue_max_items: int = Field(
-        128, ge=1, description="Items of a model in progress beyond which new ones get 503."
+        192, ge=1, description="Items of a model in progress beyond which new ones get 503."
     )
     request_timeout_s: float = Field(
         60.0, gt=0, description="Seconds after which a request is answered with 504."
