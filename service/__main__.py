@@ -23,9 +23,8 @@ from service.redis_link import RedisLink
 from service.settings import Settings
 
 _GRACE_S = 1.0
-_AT_START = (
-    "_ANOMALY_VERSIONS_AT_START"  # so that a worker that is begun anew serves what others do
-)
+# a worker that is begun anew serves what the others do
+_AT_START = "_ANOMALY_VERSIONS_AT_START"
 _OPTIONS = ("host", "port", "workers", "models_dir")
 
 

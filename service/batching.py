@@ -25,8 +25,9 @@ from jaxtyping import Float32
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from service.contract.errors import DeadlinePassed, DetectorFailure, Overloaded
+from service.contract.errors import DetectorFailure, Overloaded
 from service.decoding.images import SMALL_BYTES, SMALL_PIXELS, NotSmallError
+from service.interruption import Interruption
 from service.scoring import Scorer, Scores
 from service.telemetry import Telemetry
 
@@ -434,25 +435,23 @@ class _Admitted:
     as most answers are there sooner.
     """
 
-    __slots__ = ("_admission", "_cancelling", "_gone", "_items", "_model", "_receive", "_task",
-                 "_timer", "_watcher")  # fmt: skip
+    __slots__ = ("_admission", "_gone", "_items", "_model", "_receive", "_timer", "_watcher")
 
     def __init__(
         self, admission: Admission, model: str, items: int, receive: Receive | None
     ) -> None:
         self._admission, self._model, self._items = admission, model, items
         self._receive = receive
-        self._gone = False
+        self._gone: Interruption | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
         self._admission.count(self._model, self._items)
         if self._receive is not None:
-            task = asyncio.current_task()
-            assert task is not None
-            self._task, self._cancelling = task, task.cancelling()
-            self._timer = task.get_loop().call_later(_WATCH_AFTER_S, self._begin)
+            self._gone = Interruption()
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(_WATCH_AFTER_S, self._begin, loop, self._gone)
 
     def __exit__(
         self,
@@ -465,60 +464,14 @@ class _Admitted:
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
-        if (
-            self._gone
-            and self._task.uncancel() <= self._cancelling
-            and kind is asyncio.CancelledError
-        ):
+        if self._gone is not None and self._gone.caused(kind):
             raise ClientDisconnect from error
 
-    def _begin(self) -> None:
-        self._watcher = self._task.get_loop().create_task(self._watch())
+    def _begin(self, loop: asyncio.AbstractEventLoop, gone: Interruption) -> None:
+        self._watcher = loop.create_task(self._watch(gone))
 
-    async def _watch(self) -> None:
+    async def _watch(self, gone: Interruption) -> None:
         assert self._receive is not None
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._gone = True
-        self._task.cancel()
-
-
-class deadline:  # noqa: N801  # reads as a statement: with deadline(2.0)
-    """The block, in a task, ends within ``seconds``; work that has not started by then never does.
-
-    What ``asyncio.timeout`` does, for a fifth of its cost.
-
-    Raises:
-        DeadlinePassed: it did not.
-    """
-
-    __slots__ = ("_cancelling", "_passed", "_seconds", "_task", "_timer")
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._passed = False
-
-    def __enter__(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._cancelling = task.cancelling()
-        self._timer = task.get_loop().call_later(self._seconds, self._pass)
-
-    def _pass(self) -> None:
-        self._passed = True
-        self._task.cancel()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._timer.cancel()
-        if (
-            self._passed
-            and self._task.uncancel() <= self._cancelling
-            and kind is asyncio.CancelledError
-        ):
-            raise DeadlinePassed(f"not done within {self._seconds:g} s") from error
+        gone.interrupt()

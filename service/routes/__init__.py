@@ -98,7 +98,7 @@ def known_query(model: type[BaseModel]) -> Callable[[Request], None]:
 
 
 async def within_rate(request: Request) -> None:
-    """A dependency that refuses one request too many of its caller."""
+    """A dependency, or a call, that refuses one request too many of its caller."""
     await resources_of(request).rate_limits.check(caller_of(request.scope))
 
 

@@ -16,6 +16,11 @@ from service.resources import Resources
 from service.scoring import Scorer
 
 
+def with_request_id(request: Request, members: bytes) -> bytes:
+    """A JSON object that was kept without the id of a request, with that of this one."""
+    return orjson.dumps({"request_id": request_id_of(request)})[:-1] + b"," + members[1:]
+
+
 @dataclass(frozen=True)
 class Answer:
     """Members of a JSON object, and what is counted each time it is given."""
@@ -49,8 +54,7 @@ class Answer:
 
     def response(self, request: Request) -> Response:
         """The answer to one request, which gets its id."""
-        head = orjson.dumps({"request_id": request_id_of(request)})[:-1]
-        return Response(head + b"," + self.members[1:], media_type="application/json")
+        return Response(with_request_id(request, self.members), media_type="application/json")
 
 
 class KeptAnswer:

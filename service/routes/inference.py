@@ -15,7 +15,6 @@ from fastapi import Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 
-from service.batching import deadline
 from service.catalog import Catalog, Task, Version
 from service.contract.calibration import Decision
 from service.contract.errors import FieldError, InvalidInput
@@ -36,6 +35,7 @@ from service.decoding.tensors.inputs import (
     read_rows,
 )
 from service.decoding.tensors.request import InferRequest, read_infer_request
+from service.interruption import deadline
 from service.problems import request_id_of
 from service.protocol_schemas import InferParameters
 from service.resources import Resources, resources_of

@@ -10,12 +10,12 @@ import orjson
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import Response
 
-from service.batching import deadline
 from service.catalog import Entry, Version
 from service.contract.errors import InvalidInput, MalformedInput, NotReady
 from service.contract.manifest import ImageInput, SeriesInput
 from service.decoding.body import read_body
 from service.decoding.tensors.inputs import IMAGE, ROWS
+from service.interruption import deadline
 from service.problems import problem, problem_of, problem_response
 from service.protocol_schemas import (
     Health,

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 
-from service.batching import deadline
 from service.catalog import Alias, Catalog, Entry
 from service.contract.errors import DeadlinePassed, FieldError, InvalidInput, MalformedInput
 from service.decoding.body import check_media_type, read_body
+from service.interruption import deadline
 from service.resources import Resources, resources_of
 from service.routes import COMMAND_BYTES, json_response, problem_docs, timeout_s
 from service.schemas import (

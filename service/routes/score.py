@@ -11,7 +11,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from jaxtyping import Float32, UInt8
 
-from service.batching import deadline
 from service.cache import Option
 from service.contract.errors import InputError, InputTooLarge, InvalidInput
 from service.contract.preprocess import map_to_frame, prepare_image
@@ -33,12 +32,12 @@ from service.decoding.images import (
     read_pixels,
 )
 from service.evidence import evidence_detector, find_evidence, place_in_frame
+from service.interruption import deadline
 from service.problems import problem_of
-from service.rate_limits import caller_of
 from service.regions import find_regions
 from service.rendering import float32_map, heatmap, heatmap_map, png_map, thumbnail
 from service.resources import Resources, resources_of
-from service.routes import problem_docs, query_docs, read_query, timeout_s
+from service.routes import problem_docs, query_docs, read_query, timeout_s, within_rate
 from service.routes.answers import Answer, KeptAnswer, give
 from service.schemas import ScoreBody, ScoreQuery
 from service.scoring import Scorer, Scores
@@ -110,8 +109,7 @@ async def score_images(request: Request) -> Response:
 
 async def _score(request: Request, query: ScoreQuery, resources: Resources) -> Response:
     settings, admission = resources.settings, resources.admission
-    if resources.rate_limits.rate is not None:
-        await resources.rate_limits.check(caller_of(request.scope))
+    await within_rate(request)
     scorer = resources.catalog.get(query.model, query.version, "image")
     name = request.scope["state"]["model"] = scorer.manifest.name
     admission.check_room(name)  # before the body is read: a refusal costs next to nothing

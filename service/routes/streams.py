@@ -10,12 +10,11 @@ import orjson
 from fastapi import APIRouter, Depends, Header, Path, Request
 from fastapi.responses import Response
 
-from service.batching import deadline
 from service.contract.errors import Conflict, Overloaded, StreamNotFound
 from service.decision import DecisionRule
 from service.decoding.body import MULTIPART, check_media_type, read_body
 from service.decoding.tables import Recording
-from service.problems import request_id_of
+from service.interruption import deadline
 from service.resources import Resources, resources_of
 from service.routes import (
     json_response,
@@ -25,6 +24,7 @@ from service.routes import (
     timeout_s,
     within_rate,
 )
+from service.routes.answers import with_request_id
 from service.routes.timeseries import BODY, CSV, JSON, file_of, read_recording, score_recording
 from service.schemas import StreamAppended, StreamBody, StreamQuery
 from service.scoring import Scorer
@@ -213,6 +213,5 @@ def _digest(request: Request, media_type: str, body: bytes) -> bytes:
 
 def _response(request: Request, answer: bytes, *, replayed: bool) -> Response:
     """The answer, which is stored without the id of a request, with that of this one."""
-    head = orjson.dumps({"request_id": request_id_of(request)})[:-1]
     headers = {"Idempotent-Replayed": "true"} if replayed else None
-    return Response(head + b"," + answer[1:], 200, headers, "application/json")
+    return Response(with_request_id(request, answer), 200, headers, "application/json")

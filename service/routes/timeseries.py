@@ -8,7 +8,6 @@ import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from service.batching import deadline
 from service.cache import Option
 from service.contract.errors import FieldError, InputTooLarge, InvalidInput
 from service.contract.manifest import SeriesInput
@@ -23,10 +22,10 @@ from service.decoding.body import (
     read_body,
 )
 from service.decoding.tables import Recording, read_csv, read_json
-from service.rate_limits import caller_of
+from service.interruption import deadline
 from service.rendering import float32_map
 from service.resources import Resources, resources_of
-from service.routes import problem_docs, query_docs, read_query, timeout_s
+from service.routes import problem_docs, query_docs, read_query, timeout_s, within_rate
 from service.routes.answers import Answer, KeptAnswer, give
 from service.schemas import SeriesBody, SeriesQuery
 from service.scoring import Scorer, Scores
@@ -91,8 +90,7 @@ async def score_timeseries(request: Request) -> Response:
 
 async def _score(request: Request, query: SeriesQuery, resources: Resources) -> Response:
     settings, admission = resources.settings, resources.admission
-    if resources.rate_limits.rate is not None:
-        await resources.rate_limits.check(caller_of(request.scope))
+    await within_rate(request)
     scorer = resources.catalog.get(query.model, query.version, "timeseries")
     spec, name = scorer.series_input, scorer.manifest.name
     request.scope["state"]["model"] = name
