@@ -1,5 +1,6 @@
 """The one place where the parts are wired: ``create_app``."""
 
+import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -16,15 +17,29 @@ from service.batching import Admission
 from service.cache import ResultCache
 from service.catalog import Catalog, Entry
 from service.direct import DirectRoutes
+from service.feedback.memory import Memory
+from service.feedback.redis_store import RedisStore
+from service.feedback.sqlite_file import SqliteFile
+from service.feedback.store import FileStore
 from service.keys import ApiKeys, KeyCheck
 from service.protocol_schemas import InferRequestBody
 from service.rate_limits import Rate, RateLimits
 from service.redis_link import RedisLink
 from service.request_context import RequestContext
 from service.resources import Resources
-from service.routes import health, inference_protocol, models, page, score, streams, timeseries
+from service.routes import (
+    feedback,
+    health,
+    inference_protocol,
+    models,
+    page,
+    score,
+    streams,
+    timeseries,
+)
 from service.runtime import Runtime
 from service.schemas import Problem
+from service.serving_state import FILE
 from service.settings import Settings
 from service.shadow import Shadow
 from service.stream_store import LocalStreams, RedisStreams, StreamStore
@@ -84,9 +99,11 @@ def create_app(
     threadpool_limits(1, "blas")
     logging.getLogger("service").setLevel(settings.log_level.upper())
     runtime = Runtime(settings.providers, settings.threads)
-    telemetry = Telemetry()
+    telemetry = Telemetry(settings.drift_window, settings.sources_max)
+    telemetry.queue_limit(settings.queue_max_items)
 
     def on_change(entry: Entry) -> None:
+        telemetry.ready(not catalog.reasons())
         if entry.status == "not_loaded":
             telemetry.model_unloaded(entry.name, entry.version)
             return
@@ -94,6 +111,9 @@ def create_app(
         if entry.scorer is not None:
             family, digest = entry.scorer.manifest.family, entry.scorer.digest
             telemetry.model_info(entry.name, entry.version, family, runtime.provider_name, digest)
+            scorer = entry.scorer
+            fpr = scorer.manifest.calibration.fpr
+            telemetry.model_calibrated(entry.name, entry.version, scorer.calibration, fpr)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -101,15 +121,15 @@ def create_app(
         # modules stay for good: looking through them again and again would stall requests
         gc.collect()
         gc.freeze()
-        resources.catalog.start()
-        resources.shadow.start()
+        for part in (resources.catalog, resources.shadow, resources.feedback):
+            part.start()
         if resources.redis is not None:
             await resources.redis.start()
         yield
         resources.shadow.stop()
         resources.catalog.stop()
         resources.admission.close()
-        await resources.cache.close()
+        await asyncio.gather(resources.cache.close(), resources.feedback.close())
         if resources.redis is not None:
             await resources.redis.close()
         telemetry.close()
@@ -155,13 +175,16 @@ def create_app(
             None if settings.rate_limit is None else Rate.parse(settings.rate_limit), redis
         ),
         streams=_stream_store(settings, redis),
+        feedback=_feedback(settings, redis),
     )
     posts = {"/score": score.score_images, "/score/timeseries": timeseries.score_timeseries}
     allowed = KeyCheck(DirectRoutes(app.behind, posts), ApiKeys.of(settings), telemetry)
     app.add_middleware(BugsPassed)
     app.front = RequestContext(allowed, telemetry)
     problems.install(app)
-    for module in (score, timeseries, streams, inference_protocol, models, health, page):
+    for module in (
+        score, timeseries, streams, feedback, inference_protocol, models, health, page,
+    ):  # fmt: skip
         app.include_router(module.router)
     page.mount_files(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -174,6 +197,15 @@ def _stream_store(settings: Settings, redis: RedisLink | None) -> StreamStore | 
     if settings.workers > 1:
         return None
     return LocalStreams(settings.stream_ttl_s, settings.streams_max)
+
+
+def _feedback(settings: Settings, redis: RedisLink | None) -> Memory:
+    ttl_s, most = settings.feedback_ttl_s, settings.feedback_max_items
+    if redis is not None:
+        return Memory(RedisStore(redis, ttl_s, most), enabled=ttl_s > 0)
+    state_file = settings.state_file or settings.models_dir / FILE
+    path = settings.feedback_file or state_file.with_name("feedback.sqlite")
+    return Memory(FileStore(SqliteFile(path, ttl_s, most)), enabled=ttl_s > 0)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from service.telemetry import Telemetry
 log = logging.getLogger(__name__)
 
 # raise the number when the form of a cached answer changes, or what a score is computed by
-PREFIX: Final = "anomaly:result:1:"
+PREFIX: Final = "anomaly:result:2:"
 _LARGEST_SHARE = 8  # one value may take an eighth of all
 _ENTRY_BYTES = 256  # what an entry takes beside its value
 _MAX_WRITES = 64

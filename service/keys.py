@@ -2,9 +2,10 @@
 
 A file holds one key a line, ``name:scope[,scope]:secret``; blank lines and ``#`` comments are
 skipped. A secret is 16 or more visible ASCII characters, or the ``sha256:<64 hex digits>`` of one.
-Scopes: ``infer`` (scoring and model descriptions), ``metrics`` (GET /metrics), ``admin`` (all of
-it, and loading, unloading and aliases). The file is read again when it has changed, looked at once
-a second, so that keys are exchanged without a restart; while it is broken the keys before it hold.
+Scopes: ``infer`` (scoring, feedback and model descriptions), ``metrics`` (GET /metrics), ``admin``
+(all of it, and loading, unloading and aliases). The file is read again when it has changed, looked
+at once a second, so that keys are exchanged without a restart; while it is broken the keys before
+it hold.
 Without any key configured all routes but those of ``admin`` are open.
 """
 
@@ -41,8 +42,10 @@ _OPEN = frozenset(
     {"/", "/docs", "/openapi.json", "/favicon.ico", "/livez", "/readyz", "/healthz"}
 )  # fmt: skip
 _OPEN_BELOW = ("/static/", "/docs/files/", "/v2/health/")
-_INFER = frozenset({"/score", "/score/timeseries", "/models", "/v2", "/v2/repository/index"})
-_INFER_BELOW = ("/streams/", "/v2/models/")
+_INFER = frozenset(
+    {"/score", "/score/timeseries", "/feedback", "/models", "/v2", "/v2/repository/index"}
+)
+_INFER_BELOW = ("/streams/", "/feedback/", "/v2/models/")
 _ADMIN_BELOW = ("/models/", "/v2/repository/")
 
 

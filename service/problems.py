@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from service.contract.errors import (
     AnomalyError,
+    AnswerNotFound,
     ArtifactError,
     ArtifactNotFound,
     Conflict,
@@ -42,6 +43,7 @@ TABLE: tuple[tuple[type[AnomalyError], int, str, int | None], ...] = (
     (Forbidden, 403, "forbidden", None),
     (ArtifactNotFound, 404, "model-not-found", None),
     (StreamNotFound, 404, "stream-not-found", None),
+    (AnswerNotFound, 404, "answer-not-found", None),
     (Conflict, 409, "conflict", None),
     (InputTooLarge, 413, "input-too-large", None),
     (UnsupportedMedia, 415, "unsupported-media", None),
@@ -60,6 +62,7 @@ TITLES = {
     "forbidden": "This key may not do that",
     "model-not-found": "No such model or version",
     "stream-not-found": "No such stream",
+    "answer-not-found": "No such answer is remembered",
     "conflict": "Not possible in this state",
     "input-too-large": "More than this service accepts",
     "unsupported-media": "A kind of content that is not accepted",

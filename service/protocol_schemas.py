@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.schemas import Body, Fdr
+from service.schemas import Body, Fdr, Source
 
 
 class InferParameters(BaseModel):
@@ -14,6 +14,7 @@ class InferParameters(BaseModel):
 
     fpr: float | None = Field(None, gt=0, lt=1, description="As in the query of /score.")
     fdr: Fdr = None
+    source: Source = None
     stride: int | None = Field(
         None, ge=1, le=1_000_000, description="As in the query of /score/timeseries."
     )
@@ -104,7 +105,7 @@ class InferRequestBody(Body):
     model_name: str | None = Field(None, description="Where given, that of the path.")
     model_version: str | None = Field(None, description="Where given, that of the path.")
     parameters: dict[str, Any] | None = Field(
-        None, description="fpr, fdr, stride, timeout (microseconds), binary_data_output."
+        None, description="fpr, fdr, source, stride, timeout (microseconds), binary_data_output."
     )
     inputs: list[InputTensor] = Field(min_length=1, max_length=1)
     outputs: list[RequestedOutput] | None = Field(

@@ -7,6 +7,7 @@ from fastapi import Request
 from service.batching import Admission
 from service.cache import ResultCache
 from service.catalog import Catalog
+from service.feedback.memory import Memory
 from service.rate_limits import RateLimits
 from service.redis_link import RedisLink
 from service.settings import Settings
@@ -30,6 +31,7 @@ class Resources:
     rate_limits: RateLimits
     streams: StreamStore | None
     """None where processes would have to share them and cannot."""
+    feedback: Memory
 
 
 def resources_of(request: Request) -> Resources:

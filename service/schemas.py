@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from service.observed import LabelName
 from service.served import Version
 from service.serving_state import ALIASES
 
@@ -38,6 +39,17 @@ AskedVersion = Annotated[
 ]
 
 
+Source = Annotated[
+    str | None,
+    Field(
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="Where the data come from, a camera or a turbine say: /metrics compares its "
+        "scores with the calibration apart from others. It changes no score. Letters, digits, dot, "
+        "dash, underscore; the first ANOMALY_SOURCES_MAX of a model version are told apart.",
+    ),
+]
+
+
 class Query(BaseModel):
     """What both scoring routes take."""
 
@@ -58,6 +70,7 @@ class Query(BaseModel):
         description="Share of normal items that may be called anomalous; default: the artifact's. "
         "At least 1 / (n + 1) for n calibration scores.",
     )
+    source: Source = None
 
 
 Fdr = Annotated[
@@ -364,7 +377,11 @@ class VersionBody(VersionSummary):
     sha256: str | None = Field(description="Of manifest.json, which holds those of all files.")
     input: Annotated[dict[str, Any] | None, Field(description="The preprocessing rule.")]
     calibration: Annotated[
-        dict[str, Any] | None, Field(description="n, fpr, threshold, finest_fpr, ...")
+        dict[str, Any] | None,
+        Field(
+            description="n, fpr, threshold, finest_fpr, ...; review_fpr is ANOMALY_REVIEW_FPR, "
+            "null for 5 x fpr."
+        ),
     ]
     metrics: dict[str, Any] | None
     provenance: dict[str, Any] | None
@@ -391,3 +408,121 @@ class HealthBody(Body):
     live: bool
     ready: bool
     reasons: list[str]
+
+
+class FeedbackBody(Body):
+    """Body of POST /feedback."""
+
+    request_id: str = Field(
+        pattern=r"^[\x21-\x7e]{1,128}$", description="Of the request that was answered."
+    )
+    index: int = Field(0, ge=0, strict=True, description="Of the result in that answer.")
+    label: LabelName
+    comment: str | None = Field(None, max_length=500)
+
+
+class FeedbackRecord(Body):
+    """A label, and what the service had said of the item."""
+
+    request_id: str
+    index: int
+    label: LabelName
+    comment: str | None
+    model: str
+    version: int
+    raw_score: float
+    p_value: float
+    decision: Literal["normal", "review", "anomalous"]
+    recorded_at: str = Field(description="RFC 3339, UTC.")
+    scored_at: str
+    start: int | None = Field(description="First row of a window; null for an image.")
+    end: int | None = Field(description="One more than its last row.")
+    stream: str | None = Field(description="The stream that the window is of.")
+
+
+class FeedbackQuery(BaseModel):
+    """Query of GET /feedback."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(None, description="Of this model only.")
+    version: int | None = Field(None, ge=1, description="Of this version only.")
+    limit: int = Field(1000, ge=1, le=10_000, description="Of one page of JSON.")
+    after: int = Field(0, ge=0, description="Where a page begins: as the one before says.")
+
+
+class ObservedQuery(BaseModel):
+    """Query of GET /feedback/calibration."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model: str = Field(description="Name of a model.")
+    version: AskedVersion | None = Field(None, description="Default: its active one.")
+    period_s: float | None = Field(
+        None,
+        gt=0,
+        le=1e9,
+        description="Only what was scored in the last so many seconds; default: all that is "
+        "remembered.",
+    )
+
+
+class ProposalQuery(ObservedQuery):
+    """Query of GET /feedback/proposal."""
+
+    fpr: float | None = Field(
+        None, gt=0, lt=1, description="Share of normal items to flag; default: the artifact's."
+    )
+
+
+class Estimate(Body):
+    """A figure and its interval; null where there is none, or no bound on that side."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class CalibrationInForce(Body):
+    """What the sample looks like to the calibration in force."""
+
+    n: int
+    threshold: float | None = Field(description="null where it cannot promise this rate.")
+    flagged: int | None
+    unlabelled_flagged: int
+    labelled_flagged: int
+    false_alarms: int = Field(description="Of the labelled and flagged, those labelled normal.")
+    false_alarm_share: Estimate = Field(description="Of the labelled and flagged.")
+
+
+class ProposedCalibration(Body):
+    """What the proposed one would do."""
+
+    threshold: Estimate = Field(description="Raw score above which an item would be flagged.")
+    flagged: int
+    false_alarm_rate: Estimate = Field(
+        description="Share of normal items that would be flagged, as far as n scores can know."
+    )
+
+
+class ProposalBody(Body):
+    """Answer of GET /feedback/proposal."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    model: str
+    version: int
+    fpr: float
+    level: float = Field(description="Confidence of the intervals.")
+    from_: str = Field(alias="from", description="When the first item was scored.")
+    to: str
+    answers: int = Field(description="Requests that the items came in.")
+    distinct_items: int = Field(description="What was sent more than once counted once.")
+    sample: int = Field(description="Of these, images, or windows that share no rows.")
+    labelled_normal: int = Field(description="Of the sample.")
+    labelled_anomalous: int = Field(description="Of the sample; they are left out.")
+    n: int = Field(description="Scores of the proposed calibration.")
+    finest_fpr: float = Field(description="The finest rate it could promise.")
+    current: CalibrationInForce
+    proposed: ProposedCalibration
+    warnings: list[str]

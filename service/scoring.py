@@ -166,6 +166,14 @@ def run_detector(
     return scores, np.concatenate(found_maps) if found_maps else None, phases
 
 
+def contributions(maps: np.ndarray) -> np.ndarray:
+    """Share of each column in each window's residual, [W, L, D] -> [W, D]; rows sum to 1."""
+    by_column = np.clip(maps, 0, None).sum(axis=1, dtype=np.float64)
+    total = by_column.sum(axis=1, keepdims=True)
+    equal = 1.0 / by_column.shape[1]
+    return np.asarray(np.where(total > 0, by_column / np.where(total > 0, total, 1), equal))
+
+
 def golden_scores(scorer: Scorer, golden: dict[str, np.ndarray]) -> Scores:
     """The scores of the raw inputs in a golden file: ``images``, or ``rows`` of one recording."""
     if isinstance(scorer.manifest.input, ImageInput):

@@ -97,6 +97,35 @@ class Settings(BaseSettings):
         description="Share of requests to /score and /score/timeseries (not /v2, not streams) that "
         "a model's candidate scores as well.",
     )
+    feedback_file: Path | None = Field(
+        None,
+        description="SQLite file of answers and feedback, where there is no Redis; unset = "
+        "feedback.sqlite beside the state file.",
+    )
+    feedback_ttl_s: float = Field(
+        604_800.0,
+        ge=0,
+        description="Seconds for which an answer can get feedback and counts for recalibration; "
+        "0 = never.",
+    )
+    feedback_max_items: int = Field(
+        250_000,
+        ge=1,
+        description="Scored items that are remembered for feedback; the oldest go first.",
+    )
+    drift_window: int = Field(
+        1000,
+        ge=100,
+        le=100_000,
+        description="Items whose scores are compared with the calibration, the last of each model "
+        "version and of each of its sources.",
+    )
+    sources_max: int = Field(
+        32,
+        ge=0,
+        le=1000,
+        description="Sources of a model version that are counted by name; more count as other.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
     )
@@ -112,9 +141,17 @@ class Settings(BaseSettings):
         return value
 
     def redis(self) -> str | None:
-        """The URL of the Redis to use, from wherever it was given."""
+        """The URL of the Redis to use, from wherever it was given.
+
+        Raises:
+            ValueError: the file that should hold it cannot be read.
+        """
         if self.redis_url is not None:
             return self.redis_url.get_secret_value()
         if self.redis_url_file is not None:
-            return self.redis_url_file.read_text().strip()
+            try:
+                return self.redis_url_file.read_text().strip()
+            except OSError as error:
+                where = f"ANOMALY_REDIS_URL_FILE: {self.redis_url_file}"
+                raise ValueError(f"{where}: cannot be read ({error.strerror})") from None
         return None

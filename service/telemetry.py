@@ -5,8 +5,9 @@
 import os
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from time import perf_counter
 from typing import Literal, cast
 
@@ -20,6 +21,10 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+from service.contract.calibration import Calibration
+from service.drift import Drift
 
 _SECONDS = (
     0.001,
@@ -50,8 +55,10 @@ SHADOW_RESULTS: tuple[ShadowResult, ...] = ("same", "flipped", "dropped", "error
 class Telemetry:
     """The metrics of one app and how they are exposed."""
 
-    def __init__(self) -> None:
-        self._several_processes = bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
+    def __init__(self, drift_window: int = 1000, sources_max: int = 32) -> None:
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        self._several_processes = bool(folder)
+        self._drift = Drift(drift_window, sources_max, Path(folder, "drift") if folder else None)
         self._registry = CollectorRegistry()
         if not self._several_processes:
             ProcessCollector(registry=self._registry)
@@ -122,6 +129,18 @@ class Telemetry:
             ("model", "version", "result"),
             registry=r,
         )
+        self._ready = Gauge(
+            "anomaly_ready",
+            "1 where GET /readyz says 200: every active model is loaded and tested.",
+            multiprocess_mode="livemin",
+            registry=r,
+        )
+        self._queue_limit = Gauge(
+            "anomaly_queue_limit",
+            "Images and recordings of a model that may be in progress before more get 503.",
+            multiprocess_mode="livesum",
+            registry=r,
+        )
         self._infos: dict[tuple[str, int], tuple[str, str, str]] = {}
         self._model_ready = Gauge(
             "anomaly_model_ready",
@@ -164,9 +183,26 @@ class Telemetry:
         self._rejected.labels(reason).inc()
 
     def decided(
-        self, model: str, version: int, decisions: Sequence[str], scores: Sequence[float]
+        self,
+        model: str,
+        version: int,
+        decisions: Sequence[str],
+        scores: Sequence[float],
+        *,
+        source: str | None = None,
+        first: int = 0,
+        apart: int = 1,
     ) -> None:
-        """Items that were decided on, and the calibrated scores of the scorable ones."""
+        """Items that were decided on.
+
+        Args:
+            model, version: by which.
+            decisions: of all items, in order.
+            scores: calibrated, of the scorable ones.
+            source: where they came from, as the request says.
+            first: number of the first of them, in the recording or stream that they are part of.
+            apart: of so many in a row only one counts for drift; the others share rows with it.
+        """
         if len(decisions) == 1:  # what counting would cost is a tenth of such a request
             self._items_of(model, str(version), decisions[0]).inc()
         else:
@@ -175,6 +211,10 @@ class Telemetry:
         histogram = self._score_of(model, str(version))
         for score in scores:
             histogram.observe(score)
+        if apart > 1:
+            numbers = (i for i, d in enumerate(decisions, first) if d != "not_scorable")
+            scores = [s for i, s in zip(numbers, scores, strict=True) if i % apart == 0]
+        self._drift.add(model, version, scores, source)
 
     def batch(self, model: str, items: int) -> None:
         """One call of a detector's scorer with so many items."""
@@ -211,8 +251,23 @@ class Telemetry:
         self._infos[model, version] = (family, provider, sha256)
         self._model_info.labels(model, str(version), family, provider, sha256).set(1)
 
+    def ready(self, ready: bool) -> None:
+        """Whether this process would say so to GET /readyz."""
+        self._ready.set(int(ready))
+
+    def queue_limit(self, items: int) -> None:
+        """So many items of a model may be in progress."""
+        self._queue_limit.set(items)
+
+    def model_calibrated(
+        self, model: str, version: int, calibration: Calibration, fpr: float
+    ) -> None:
+        """What live items of a loaded model are compared with."""
+        self._drift.begin(model, version, calibration, fpr)
+
     def model_unloaded(self, model: str, version: int) -> None:
         """A model version is not in memory any more."""
+        self._drift.forget(model, version)
         self.model_ready(model, version, False)
         if (model, version) in self._infos:
             self._model_info.labels(model, str(version), *self._infos[model, version]).set(0)
@@ -237,14 +292,31 @@ class Telemetry:
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """All metrics as text and its content type, in the format that ``accept`` asks for."""
-        registry = self._registry
+        registry = CollectorRegistry()
         if self._several_processes:
-            registry = CollectorRegistry()
+            _mark_dead_processes()
             MultiProcessCollector(registry)
+        else:
+            registry.register(cast("Collector", self._registry))
+        registry.register(self._drift)
         encode, content_type = choose_encoder(accept)
         return cast("Callable[[CollectorRegistry], bytes]", encode)(registry), content_type
 
     def close(self) -> None:
         """The gauges of this process no longer count."""
+        self._drift.close()
         if self._several_processes:
             mark_process_dead(os.getpid())
+
+
+def _mark_dead_processes() -> None:
+    """The gauges of processes that were killed no longer count."""
+    for path in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*_*.db"):
+        pid = int(path.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            with suppress(FileNotFoundError):  # another look at the metrics was first
+                mark_process_dead(pid)
+        except PermissionError:
+            pass

@@ -7,7 +7,14 @@ from jaxtyping import install_import_hook
 from tests import typecheck
 
 install_import_hook(
-    ["service.contract", "service.detectors", "service.scoring", "service.runtime"],
+    [
+        "service.contract",
+        "service.detectors",
+        "service.scoring",
+        "service.runtime",
+        "service.observed",
+        "service.recalibration",
+    ],
     f"{typecheck.__name__}.checked",
 )
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=60)

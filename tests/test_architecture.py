@@ -22,7 +22,15 @@ def test_the_service_loads_neither_torch_nor_training(module: str) -> None:
     assert not loaded_by(module) & {*HEAVY, "training"}
 
 
-@pytest.mark.parametrize("module", ["service.scoring", "service.contract.store"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "service.scoring",
+        "service.contract.store",
+        "service.recalibration",
+        "service.feedback.sqlite_file",
+    ],
+)
 def test_the_core_loads_nothing_of_the_web(module: str) -> None:
     assert not loaded_by(module) & {*WEB, *HEAVY, "training", "service.app", "service.settings"}
 

@@ -8,6 +8,7 @@ import numpy as np
 from service.client.failures import ServiceProblem
 
 Decision = Literal["normal", "review", "anomalous", "not_scorable"]
+Label = Literal["normal", "anomalous"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class ImageScore:
 
     file: str
     """The path as it was given, or ``image-3`` for the fourth of those without a name."""
+    index: int
+    """In ``answer``; with its ``request_id``, what ``feedback`` needs."""
     score: float
     p_value: float
     raw_score: float
@@ -120,6 +123,22 @@ class StreamScores(SeriesScores):
     rows_seen: int
     replayed: bool
     """The service had applied this append before and answered from memory."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """A label that was kept, and what the service had said of the item."""
+
+    request_id: str
+    index: int
+    label: Label
+    comment: str | None
+    model: str
+    version: int
+    raw_score: float
+    p_value: float
+    decision: Decision
+    recorded_at: str
 
 
 @dataclass(frozen=True)

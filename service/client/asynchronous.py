@@ -9,8 +9,10 @@ import numpy as np
 
 from service.client import calls
 from service.client.answers import (
+    Feedback,
     ImageResult,
     ImageScore,
+    Label,
     Model,
     Readiness,
     SeriesScores,
@@ -114,6 +116,18 @@ class AsyncClient:
     async def delete_stream(self, stream: str, **options: Unpack[CallOptions]) -> None:
         """See ``Client.delete_stream``."""
         await self._send(calls.delete_stream_call(stream, options))
+
+    async def feedback(
+        self,
+        request_id: str,
+        label: Label,
+        index: int = 0,
+        comment: str | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> Feedback:
+        """See ``Client.feedback``."""
+        return await self._send(calls.feedback_call(request_id, label, index, comment, timeout_s))
 
     async def models(self, **options: Unpack[CallOptions]) -> list[Model]:
         """See ``Client.models``."""

@@ -10,8 +10,10 @@ import numpy as np
 
 from service.client import calls
 from service.client.answers import (
+    Feedback,
     ImageResult,
     ImageScore,
+    Label,
     Model,
     Readiness,
     SeriesScores,
@@ -129,6 +131,20 @@ class Client:
     def delete_stream(self, stream: str, **options: Unpack[CallOptions]) -> None:
         """A stream is forgotten."""
         self._send(calls.delete_stream_call(stream, options))
+
+    def feedback(
+        self,
+        request_id: str,
+        label: Label,
+        index: int = 0,
+        comment: str | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> Feedback:
+        """A result is labelled, by the id of its request (``answer.request_id``) and its index in
+        that answer; the last label of an item counts.
+        """
+        return self._send(calls.feedback_call(request_id, label, index, comment, timeout_s))
 
     def models(self, **options: Unpack[CallOptions]) -> list[Model]:
         """What is served."""

@@ -18,7 +18,9 @@ import orjson
 from service.client import reading
 from service.client.answers import (
     FailedFile,
+    Feedback,
     ImageResult,
+    Label,
     Model,
     Readiness,
     SeriesScores,
@@ -53,6 +55,7 @@ class ScoreOptions(CallOptions, total=False):
     model: str
     version: int | str
     fpr: float
+    source: str
 
 
 class ImageOptions(ScoreOptions, total=False):
@@ -204,6 +207,21 @@ def delete_stream_call(stream: str, options: CallOptions) -> Call[None]:
         timeout_s=options.get("timeout_s"),
         accepts=frozenset({200, 204}),
         repeatable=False,
+    )
+
+
+def feedback_call(
+    request_id: str, label: Label, index: int, comment: str | None, timeout_s: float | None
+) -> Call[Feedback]:
+    """The label as it was kept; giving it twice is giving it once."""
+    body = {"request_id": request_id, "index": index, "label": label, "comment": comment}
+    return Call(
+        "POST",
+        "/feedback",
+        reading.reading(reading.feedback),
+        headers=_JSON | _headers({}),
+        content=orjson.dumps(body),
+        timeout_s=timeout_s,
     )
 
 

@@ -5,6 +5,7 @@ Members that a newer service adds are ignored; one that is missing is an ``Unexp
 
 from base64 import b64decode
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from service.client.answers import (
     Answer,
     Event,
     FailedFile,
+    Feedback,
     ImageResult,
     ImageScore,
     Model,
@@ -97,6 +99,11 @@ def stream_state(body: Mapping[str, Any]) -> StreamState:
     )
 
 
+def feedback(body: Mapping[str, Any]) -> Feedback:
+    """The body of an answer to POST /feedback."""
+    return Feedback(**{f.name: body[f.name] for f in fields(Feedback)})
+
+
 def models_in(body: Mapping[str, Any]) -> list[Model]:
     return [
         Model(
@@ -137,6 +144,7 @@ def _image_result(file: str, result: Mapping[str, Any], answer: Answer) -> Image
     heatmap = b64decode(encoded["data"]) if encoded and encoded["encoding"] == "heatmap" else None
     return ImageScore(
         file=file,
+        index=result["index"],
         residual_map=_residual_map(encoded) if heatmap is None else None,
         heatmap=heatmap,
         regions=tuple(

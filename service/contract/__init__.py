@@ -9,6 +9,8 @@
     ``golden.npz``                  raw inputs (``images`` uint8, or ``rows`` and ``stride``) with
                                     the ``scores`` and ``maps`` seen at publishing
     ``*.onnx  *.npz  *.faiss``      graphs and arrays of the family; plain data, no pickles
+    ``recalibration.json``          of a version that differs from another by its calibration: which
+                                    scores in use it comes from
     ``CARD.md``                     for people
 
 ``preprocess`` turns pixels and rows into model inputs on both sides; ``store`` lists, verifies and

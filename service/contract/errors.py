@@ -21,6 +21,7 @@ AnomalyError
 ├── Overloaded                 too much is waiting already; later it would be accepted
 ├── Unavailable                a store that the answer depends on cannot be used
 ├── StreamNotFound             no such stream, or none any more
+├── AnswerNotFound             no answer to such a request is remembered (any more)
 ├── DeadlinePassed             the answer was not there in time
 └── DetectorFailure            a runtime failed on valid input; a bug or a broken machine
 """
@@ -126,6 +127,10 @@ class Unavailable(AnomalyError):
 
 class StreamNotFound(AnomalyError):
     """No such stream, or none any more."""
+
+
+class AnswerNotFound(AnomalyError):
+    """No answer to a request of this id is remembered, or none any more."""
 
 
 class DeadlinePassed(AnomalyError):

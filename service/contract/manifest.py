@@ -41,8 +41,8 @@ class ImageInput(Frozen):
     resize: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bilinear"
     pad: int = Field(default=0, ge=0, le=64)
     contrast: Literal["none", "minmax", "gcn"] = "none"
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = Field(description="one a channel")
+    std: tuple[float, ...] = Field(description="one a channel, each > 0")
 
     @model_validator(mode="after")
     def _one_number_per_channel(self) -> Self:
@@ -65,10 +65,10 @@ class Column(Frozen):
     unit: str = Field(
         max_length=32, description="physical unit, or 'standardised', or '' if unknown"
     )
-    mean: float
-    std: float = Field(gt=0)
-    low: float
-    high: float
+    mean: float = Field(description="of the scaler: (reading - mean) / std is what is scored")
+    std: float = Field(gt=0, description="of the scaler")
+    low: float = Field(description="a window with a reading below it is not scorable")
+    high: float = Field(description="a window with a reading above it is not scorable")
     must_vary: bool = Field(
         default=False, description="a window in which this sensor is constant is not scorable"
     )
@@ -82,11 +82,11 @@ class SeriesInput(Frozen):
     """
 
     kind: Literal["series"] = "series"
-    columns: tuple[Column, ...] = Field(min_length=1)
+    columns: tuple[Column, ...] = Field(min_length=1, description="in the order of the model")
     period_s: float | None = Field(gt=0, description="sampling period; None when unknown")
-    smoothing: int = Field(default=1, ge=1, le=1001)
-    window: int = Field(ge=2, le=4096)
-    stride: int = Field(default=1, ge=1)
+    smoothing: int = Field(default=1, ge=1, le=1001, description="rows; odd")
+    window: int = Field(ge=2, le=4096, description="rows of a window")
+    stride: int = Field(default=1, ge=1, description="rows from one window to the next, by default")
     max_gap_periods: float = Field(
         default=1.5, gt=1, description="two rows further apart than this many periods are a gap"
     )
@@ -117,8 +117,8 @@ class CalibrationInfo(Frozen):
     n: int = Field(ge=1, description="held-out normal items")
     fpr: float = Field(gt=0, lt=1, description="the promised false-positive rate by default")
     threshold: float = Field(description="raw score above which an item is anomalous at fpr")
-    median: float
-    mad: float = Field(ge=0)
+    median: float = Field(description="of the raw scores")
+    mad: float = Field(ge=0, description="their median distance from the median")
     pixel_threshold: float = Field(ge=0, description="residual above which a pixel is in a region")
     map_scale: float = Field(gt=0, description="residual that is drawn as white")
 
@@ -127,34 +127,34 @@ class Metric(Frozen):
     """One measured figure: what, on which split, by which protocol."""
 
     value: float
-    low: float | None = None
-    high: float | None = None
+    low: float | None = Field(default=None, description="lower end of the interval")
+    high: float | None = Field(default=None, description="upper end of the interval")
     level: float | None = Field(default=None, description="confidence of [low, high]")
-    n: int = Field(ge=0)
-    split: str
-    note: str = ""
+    n: int = Field(ge=0, description="items it was measured on")
+    split: str = Field(description="which items those are")
+    note: str = Field(default="", description="what a reader must know of it")
 
 
 class Provenance(Frozen):
     """Where the artifact comes from."""
 
-    created_utc: str
-    commit: str
-    config_digest: Sha256
-    seed: int
-    data: str
-    data_fingerprint: Sha256
+    created_utc: str = Field(description="when it was published")
+    commit: str = Field(description="of the code that published it")
+    config_digest: Sha256 = Field(description="sha256 of the training configuration")
+    seed: int = Field(description="of splits, initial weights and order of batches")
+    data: str = Field(description="name of the data")
+    data_fingerprint: Sha256 = Field(description="sha256 of the items and their splits")
     data_licence: str
-    data_source: str
-    protocol: str
-    simulated: bool = False
-    tools: dict[str, str]
+    data_source: str = Field(description="who made the data, and where they are")
+    protocol: str = Field(description="what is normal, and how the data were split")
+    simulated: bool = Field(default=False, description="no measurements, but a simulator's output")
+    tools: dict[str, str] = Field(description="{package: version} at publishing")
 
 
 class GoldenInfo(Frozen):
     """How far the self-test at load may deviate from what was recorded at publishing."""
 
-    n: int = Field(ge=1)
+    n: int = Field(ge=1, description="examples in golden.npz")
     score_tolerance: float = Field(
         gt=0, description="in robust standard deviations (1.4826 x MAD) of the calibration scores"
     )
@@ -164,16 +164,16 @@ class GoldenInfo(Frozen):
 class Manifest(Frozen):
     """The whole of ``manifest.json``."""
 
-    format: Literal[1] = FORMAT
-    name: ModelName
-    version: int = Field(ge=1)
-    family: str
+    format: Literal[1] = Field(default=FORMAT, description="of this document and of the files")
+    name: ModelName = Field(description="that of the folder above")
+    version: int = Field(ge=1, description="that of the folder")
+    family: str = Field(description="the algorithm: which detector reads files and params")
     title: str = Field(default="", description="one line for people")
     input: Annotated[ImageInput | SeriesInput, Field(discriminator="kind")]
-    params: dict[str, Any]
+    params: dict[str, Any] = Field(description="numbers of the family, which checks them itself")
     calibration: CalibrationInfo
-    files: dict[FileName, Sha256]
-    metrics: dict[str, Metric]
+    files: dict[FileName, Sha256] = Field(description="{file: sha256} of all but manifest.json")
+    metrics: dict[str, Metric] = Field(description="measured on the test split at publishing")
     provenance: Provenance
     golden: GoldenInfo
 

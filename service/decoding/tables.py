@@ -51,9 +51,12 @@ class _Table:
     header: tuple[str, ...] | None
     cells: Sequence[Sequence[Any]]
     lines: Sequence[int] | None = None
+    first: int = 0
+    """The number of the first row, where these are a part of a longer table."""
 
     def place(self, row: int) -> str:
-        return f"row {row}" if self.lines is None else f"row {row} (line {self.lines[row]})"
+        told = f"row {self.first + row}"
+        return told if self.lines is None else f"{told} (line {self.lines[row]})"
 
 
 def read_json(spec: SeriesInput, body: bytes, max_cells: int) -> Recording:
@@ -96,7 +99,7 @@ def read_json(spec: SeriesInput, body: bytes, max_cells: int) -> Recording:
         raise _invalid("/timestamps", "given twice: as a member and as a column")
     if not isinstance(stamps, list) or len(stamps) != len(rows):
         raise _invalid("/timestamps", f"must be a list of {len(rows)} timestamps, one a row")
-    seconds = _timestamps(stamps, lambda i: f"/timestamps/{i}")
+    seconds = read_timestamps(stamps, lambda i: f"/timestamps/{i}")
     return Recording(recording.rows, seconds, recording.warnings)
 
 
@@ -112,7 +115,7 @@ def read_csv(spec: SeriesInput, body: bytes, max_cells: int) -> Recording:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise MalformedInput(f"csv: not UTF-8 text (byte {error.start})") from error
-    delimiter = _delimiter(spec, text[:_HEADER_CHARS].partition("\n")[0])
+    delimiter = delimiter_of(spec, text[:_HEADER_CHARS].partition("\n")[0])
     rows: list[list[str]] = []
     lines: list[int] = []
     cells = 0
@@ -132,13 +135,44 @@ def read_csv(spec: SeriesInput, body: bytes, max_cells: int) -> Recording:
     if not rows:
         raise InvalidInput("csv: it is empty; a header line and rows are needed")
     _check_width(spec, len(rows[0]))
-    header = tuple(cell.strip() for cell in rows[0])
+    return _recording(spec, _Table(read_header(rows[0]), rows[1:], lines[1:]))
+
+
+def read_part(
+    spec: SeriesInput,
+    header: tuple[str, ...],
+    cells: Sequence[Sequence[str]],
+    lines: Sequence[int],
+    first: int,
+    ignored: frozenset[str],
+) -> Recording:
+    """The recording of some records of a csv file that is too long to be read at once.
+
+    Args:
+        header: as ``read_header`` gives it.
+        lines: of the file, where the records are.
+        first: the number of the first of these records in the file.
+        ignored: names of columns that are passed over.
+
+    Raises:
+        InvalidInput: wrong columns, cells or timestamps.
+    """
+    return _recording(spec, _Table(header, cells, lines, first), ignored)
+
+
+def read_header(cells: Sequence[str]) -> tuple[str, ...]:
+    """The names in the first record of a csv file.
+
+    Raises:
+        InvalidInput: there are numbers only, so that it is none.
+    """
+    header = tuple(cell.strip() for cell in cells)
     if all(_number_in_text(cell) is not None for cell in header):
         raise InvalidInput("csv: the first line must be a header with the names of the columns")
-    return _recording(spec, _Table(header, rows[1:], lines[1:]))
+    return header
 
 
-def _delimiter(spec: SeriesInput, header: str) -> str:
+def delimiter_of(spec: SeriesInput, header: str) -> str:
     """The separator under which the header line holds most of the manifest's columns."""
     names = {c.name for c in spec.columns}
 
@@ -177,13 +211,17 @@ def _load_json(body: bytes) -> Any:
     raise MalformedInput(f"the body is not JSON: {problem}") from problem
 
 
-def _recording(spec: SeriesInput, table: _Table) -> Recording:
+def _recording(
+    spec: SeriesInput, table: _Table, ignored: frozenset[str] = frozenset()
+) -> Recording:
     width = len(spec.columns) if table.header is None else len(table.header)
     wrong = [i for i, row in enumerate(table.cells) if len(row) != width]
-    order, time, warnings = _match_columns(spec, table.header)
+    order, time, warnings = match_columns(spec, table.header, ignored)
     if wrong:
         errors = (
-            FieldError(f"/rows/{i}", f"has {len(table.cells[i])} cells, expected {width}")
+            FieldError(
+                f"/rows/{table.first + i}", f"has {len(table.cells[i])} cells, expected {width}"
+            )
             for i in wrong[:_MAX_ERRORS]
         )
         first = f"{table.place(wrong[0])} has {len(table.cells[wrong[0]])} cells, expected {width}"
@@ -196,14 +234,18 @@ def _recording(spec: SeriesInput, table: _Table) -> Recording:
     seconds = None
     if time is not None:
         stamps = [row[time] for row in table.cells]
-        seconds = _timestamps(stamps, lambda i: f"/rows/{i}/{time}")
+        seconds = read_timestamps(stamps, lambda i: f"/rows/{table.first + i}/{time}")
     return Recording(rows, seconds, tuple(warnings))
 
 
-def _match_columns(
-    spec: SeriesInput, header: tuple[str, ...] | None
+def match_columns(
+    spec: SeriesInput, header: tuple[str, ...] | None, ignored: frozenset[str] = frozenset()
 ) -> tuple[list[int], int | None, list[str]]:
-    """Where each of the manifest's columns is, where the timestamps are, and what was ignored."""
+    """Where each of the manifest's columns is, where the timestamps are, and what was ignored.
+
+    Raises:
+        InvalidInput: columns are missing, unknown or there twice.
+    """
     names = [c.name for c in spec.columns]
     if header is None:
         return list(range(len(names))), None, []
@@ -213,6 +255,8 @@ def _match_columns(
     warnings: list[str] = []
     errors: list[FieldError] = []
     for i, name in enumerate(header):
+        if name in ignored:
+            continue
         if name in where:
             errors.append(FieldError(f"/columns/{i}", f"column {name!r} occurs twice"))
         elif name in known:
@@ -255,7 +299,9 @@ def _readings(
                 where = f"{table.place(i)}, column {spec.columns[j].name!r}"
                 shown = repr(cell)[:40]
                 errors.append(
-                    FieldError(f"/rows/{i}/{order[j]}", f"{where}: {shown} is not a number")
+                    FieldError(
+                        f"/rows/{table.first + i}/{order[j]}", f"{where}: {shown} is not a number"
+                    )
                 )
                 if len(errors) == _MAX_ERRORS:
                     raise InvalidInput(errors[0].detail, tuple(errors))
@@ -290,7 +336,9 @@ def _number_in_text(cell: str) -> float | None:
         return None
 
 
-def _timestamps(stamps: Sequence[Any], pointer: Callable[[int], str]) -> Float64[np.ndarray, " T"]:
+def read_timestamps(
+    stamps: Sequence[Any], pointer: Callable[[int], str]
+) -> Float64[np.ndarray, " T"]:
     """Seconds since 1970 in UTC; NaN where a timestamp is missing, which counts as a gap."""
     out = np.empty(len(stamps), dtype=np.float64)
     errors: list[FieldError] = []

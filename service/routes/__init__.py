@@ -11,7 +11,7 @@ from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
 
-from service.contract.errors import FieldError, InvalidInput
+from service.contract.errors import FieldError, InvalidInput, MalformedInput
 from service.decoding.body import header_of
 from service.problems import MEDIA_TYPE
 from service.rate_limits import caller_of
@@ -45,11 +45,12 @@ def problem_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def query_docs(model: type[BaseModel]) -> list[dict[str, Any]]:
     """The OpenAPI ``parameters`` of a route that reads its query with ``read_query``."""
-    properties = model.model_json_schema()["properties"]
+    described = model.model_json_schema()
+    required = described.get("required", ())
     return [
-        {"name": name, "in": "query", "required": False, "schema": schema}
+        {"name": name, "in": "query", "required": name in required, "schema": schema}
         | ({"description": schema["description"]} if "description" in schema else {})
-        for name, schema in properties.items()
+        for name, schema in described["properties"].items()
     ]
 
 
@@ -86,6 +87,31 @@ def _parse_query(model: type[BaseModel], raw: bytes) -> BaseModel:
 
 _REMEMBERED_BYTES = 256
 _remembered_query = lru_cache(maxsize=1024)(_parse_query)
+
+
+def read_command(model: type[Q], data: bytes, example: str) -> Q:
+    """The body of a request that is no data to score.
+
+    Args:
+        model: what it must be.
+        data: JSON.
+        example: of such a body, for whoever sent something else.
+
+    Raises:
+        MalformedInput: it is not JSON.
+        InvalidInput: it is something else; every wrong place is named.
+    """
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        found = error.errors(include_input=False, include_context=False)
+        first = found[0]
+        if first["type"] == "json_invalid":
+            raise MalformedInput(f"the body is not JSON: {first['msg']}") from None
+        wrong = [FieldError("/" + "/".join(map(str, e["loc"])), e["msg"]) for e in found]
+        raise InvalidInput(
+            f"{wrong[0].pointer}: {wrong[0].detail}; a body is {example}", tuple(wrong)
+        ) from None
 
 
 def known_query(model: type[BaseModel]) -> Callable[[Request], None]:

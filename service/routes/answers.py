@@ -31,6 +31,8 @@ class Answer:
     """Calibrated, of the scorable items."""
     keep: bool = True
     """False where a part of it belongs to one request: errors of items have its id."""
+    facts: bytes = b""
+    """What is remembered of it; see ``feedback.records``. JSON without a line end."""
 
     @classmethod
     def of(
@@ -40,17 +42,19 @@ class Answer:
         scores: Sequence[float],
         *,
         keep: bool = True,
+        facts: bytes = b"",
     ) -> Self:
-        return cls(orjson.dumps(members), [*decisions], [*scores], keep)
+        return cls(orjson.dumps(members), [*decisions], [*scores], keep, facts)
 
     @classmethod
     def unpack(cls, packed: bytes) -> Self:
-        head, _, members = packed.partition(b"\n")
+        head, facts, members = packed.split(b"\n", 2)
         decisions, scores = orjson.loads(head)
-        return cls(members, decisions, scores)
+        return cls(members, decisions, scores, facts=facts)
 
     def pack(self) -> bytes:
-        return orjson.dumps([self.decisions, self.scores]) + b"\n" + self.members
+        """As it is cached; ``cache.PREFIX`` counts the forms this has had."""
+        return b"\n".join([orjson.dumps([self.decisions, self.scores]), self.facts, self.members])
 
     def response(self, request: Request) -> Response:
         """The answer to one request, which gets its id."""
@@ -84,7 +88,7 @@ class KeptAnswer:
 
     async def put(self, answer: Answer) -> None:
         cache = self._resources.cache
-        if self._key and answer.keep and cache.keeps(len(answer.members)):
+        if self._key and answer.keep and cache.keeps(len(answer.members) + len(answer.facts)):
             await cache.put(self._key, answer.pack())
 
     def _find_key(self) -> str:
@@ -94,13 +98,34 @@ class KeptAnswer:
         )
 
 
-async def give(request: Request, resources: Resources, scorer: Scorer, answer: Answer) -> Response:
-    """The response, its decisions counted; large ones are put together in a thread."""
+async def give(
+    request: Request,
+    resources: Resources,
+    scorer: Scorer,
+    answer: Answer,
+    *,
+    source: str | None = None,
+    apart: int = 1,
+) -> Response:
+    """The response, its decisions counted; large ones are put together in a thread.
+
+    Args:
+        request, resources, scorer, answer: whose answer it is, and by what.
+        source, apart: see ``Telemetry.decided``.
+    """
     manifest = scorer.manifest
+    resources.feedback.remember(
+        request_id_of(request), manifest.name, manifest.version, scorer.digest, answer.facts
+    )
 
     def put_together() -> Response:
         resources.telemetry.decided(
-            manifest.name, manifest.version, answer.decisions, answer.scores
+            manifest.name,
+            manifest.version,
+            answer.decisions,
+            answer.scores,
+            source=source,
+            apart=apart,
         )
         return answer.response(request)
 

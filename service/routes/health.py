@@ -1,5 +1,7 @@
 """GET /livez, /readyz, /healthz, /metrics: for orchestrators and Prometheus."""
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -51,5 +53,8 @@ async def health(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """All metrics of all workers, for Prometheus."""
     accept = request.headers.get("accept", "")
-    text, content_type = resources_of(request).telemetry.exposition(accept)
+    resources = resources_of(request)
+    resources.telemetry.ready(not resources.catalog.reasons())
+    # some milliseconds, for which no score is to wait
+    text, content_type = await asyncio.to_thread(resources.telemetry.exposition, accept)
     return Response(text, headers={"Content-Type": content_type})

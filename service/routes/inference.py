@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from service.catalog import Catalog, Task, Version
 from service.contract.calibration import Decision
 from service.contract.errors import FieldError, InvalidInput
-from service.contract.manifest import SeriesInput
+from service.contract.manifest import ImageInput, SeriesInput
 from service.contract.preprocess import map_to_frame
 from service.decision import DecisionRule
 from service.decoding.body import check_media_type, media_type_of, read_body
@@ -35,11 +35,12 @@ from service.decoding.tensors.inputs import (
     read_rows,
 )
 from service.decoding.tensors.request import InferRequest, read_infer_request
+from service.feedback.records import content_of, image_facts, window_facts
 from service.interruption import deadline
 from service.problems import request_id_of
 from service.protocol_schemas import InferParameters
 from service.resources import Resources, resources_of
-from service.routes.timeseries import score_recording
+from service.routes.timeseries import score_recording, windows_apart
 from service.scoring import Scorer, Scores
 
 MAP = "residual_map"
@@ -64,6 +65,12 @@ class _Task:
     outputs: list[tuple[str, bool]]
     limits: Limits
     id: str
+    source: str | None
+    apart: int
+    """See ``Telemetry.decided``."""
+    request_id: str
+    """Not ``id``, which the body may name."""
+    body: bytes
 
     @property
     def name(self) -> str:
@@ -113,12 +120,20 @@ async def infer(request: Request, name: str, version: Version | None) -> Respons
             settings.max_images, settings.max_pixels, settings.max_map_pixels, settings.max_cells
         ),
         id=request_id_of(request) if asked.id is None else asked.id,
+        source=parameters.source,
+        apart=_apart(scorer.manifest.input, parameters.stride),
+        request_id=request_id_of(request),
+        body=body,
     )
     wait_us = parameters.timeout
     with deadline(settings.request_timeout_s if wait_us is None else wait_us / 1e6):
         if scorer.manifest.task == "image":
             return await _images(task, request, body_bytes=len(body))
         return await _recording(task, parameters.stride)
+
+
+def _apart(spec: ImageInput | SeriesInput, stride: int | None) -> int:
+    return windows_apart(spec, stride or spec.stride) if isinstance(spec, SeriesInput) else 1
 
 
 async def _images(task: _Task, request: Request, *, body_bytes: int) -> Response:
@@ -141,7 +156,7 @@ async def _images(task: _Task, request: Request, *, body_bytes: int) -> Response
             scorer,
             count,
             fill,
-            lambda scores: _answer(task, _image_values(task, sizes, scores)),
+            lambda scores: _image_answer(task, sizes, scores),
             maps=maps,
             body_bytes=body_bytes,
         )
@@ -166,9 +181,31 @@ async def _recording(task: _Task, stride: int | None) -> Response:
 
         def answer() -> Response:
             with task.resources.telemetry.phase(name, "encode"):
-                return _answer(task, _window_values(task, spec, results))
+                values = _window_values(task, spec, results)
+                decided = [
+                    r | {"decision": d} for r, d in zip(results, values["decision"], strict=True)
+                ]
+                _remember(task, window_facts(decided, content_of(task.body)))
+                return _answer(task, values)
 
         return await admission.run(name, answer)
+
+
+def _image_answer(task: _Task, sizes: list[tuple[int, ...]], scores: Scores) -> Response:
+    values = _image_values(task, sizes, scores)
+    content, n = content_of(task.body).encode(), len(scores.raw)
+    contents = [content_of(b"%s %d" % (content, i)) for i in range(n)]
+    raw, p_values = scores.raw.tolist(), scores.p_value.tolist()
+    _remember(task, image_facts(n, None, raw, p_values, list(values["decision"]), contents))
+    return _answer(task, values)
+
+
+def _remember(task: _Task, facts: bytes) -> None:
+    """The answer can get feedback, by the id of the request in ``X-Request-ID``."""
+    manifest = task.scorer.manifest
+    task.resources.feedback.remember(
+        task.request_id, manifest.name, manifest.version, task.scorer.digest, facts
+    )
 
 
 def _image_values(task: _Task, sizes: list[tuple[int, ...]], scores: Scores) -> Values:
@@ -229,7 +266,12 @@ def _answer(task: _Task, values: Values) -> Response:
     scores = np.asarray(values["score"])
     decisions = list(values["decision"])
     telemetry.decided(
-        manifest.name, manifest.version, decisions, scores[~np.isnan(scores)].tolist()
+        manifest.name,
+        manifest.version,
+        decisions,
+        scores[~np.isnan(scores)].tolist(),
+        source=task.source,
+        apart=task.apart,
     )
     if json_bytes is None:
         return Response(body, media_type="application/json")

@@ -7,14 +7,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
-from pydantic import ValidationError
 
 from service.catalog import Alias, Catalog, Entry
-from service.contract.errors import DeadlinePassed, FieldError, InvalidInput, MalformedInput
+from service.contract.errors import DeadlinePassed
 from service.decoding.body import check_media_type, read_body
 from service.interruption import deadline
 from service.resources import Resources, resources_of
-from service.routes import COMMAND_BYTES, json_response, problem_docs, timeout_s
+from service.routes import COMMAND_BYTES, json_response, problem_docs, read_command, timeout_s
 from service.schemas import (
     AliasBody,
     AskedVersion,
@@ -49,8 +48,8 @@ async def get_model(request: Request, name: str) -> Response:
 )
 async def get_version(request: Request, name: str, version: AskedVersion) -> Response:
     """One version: input rule, calibration, metrics with their protocol, provenance, files."""
-    catalog = resources_of(request).catalog
-    return json_response(_version(catalog, catalog.entry(name, version)))
+    resources = resources_of(request)
+    return json_response(_version(resources, resources.catalog.entry(name, version)))
 
 
 @router.post(
@@ -101,7 +100,8 @@ async def set_alias(request: Request, name: str, alias: Alias) -> Response:
     resources = resources_of(request)
     check_media_type(request, ("application/json",))
     with deadline(timeout_s(request, resources.settings.request_timeout_s)):
-        version = _alias_body(await read_body(request, COMMAND_BYTES)).version
+        body = await read_body(request, COMMAND_BYTES)
+        version = read_command(AliasBody, body, '{"version": 2}').version
     await settled(request, lambda: resources.catalog.set_alias(name, alias, version))
     return json_response(_model(resources, name))
 
@@ -133,20 +133,6 @@ async def settled(request: Request, change: Callable[[], Future[None]]) -> None:
         raise DeadlinePassed(
             f"{error}; a change that has begun goes on: GET /models shows it"
         ) from error
-
-
-def _alias_body(data: bytes) -> AliasBody:
-    try:
-        return AliasBody.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_context=False)[0]
-        if first["type"] == "json_invalid":
-            raise MalformedInput(f"the body is not JSON: {first['msg']}") from None
-        pointer = "/" + "/".join(map(str, first["loc"]))
-        raise InvalidInput(
-            f'{pointer}: {first["msg"]}; a body is {{"version": 2}}',
-            (FieldError(pointer, first["msg"]),),
-        ) from None
 
 
 def _state(catalog: Catalog, name: str, version: int) -> dict[str, Any]:
@@ -183,13 +169,14 @@ def _model(resources: Resources, name: str) -> dict[str, Any]:
     }
 
 
-def _version(catalog: Catalog, e: Entry) -> dict[str, Any]:
-    manifest, scorer = e.manifest, e.scorer
+def _version(resources: Resources, e: Entry) -> dict[str, Any]:
+    catalog, manifest, scorer = resources.catalog, e.manifest, e.scorer
     dumped = manifest.model_dump(mode="json") if manifest else {}
     calibration = None
     if manifest:
         finest = {"finest_fpr": 1 / (manifest.calibration.n + 1)}
-        calibration = manifest.calibration.model_dump(mode="json") | finest
+        band = {"review_fpr": resources.settings.review_fpr}
+        calibration = manifest.calibration.model_dump(mode="json") | finest | band
     return {
         **_summary(catalog, e),
         "name": e.name,

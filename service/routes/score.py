@@ -1,7 +1,7 @@
 """POST /score: one image or several, raw or multipart."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeVar
@@ -32,8 +32,9 @@ from service.decoding.images import (
     read_pixels,
 )
 from service.evidence import evidence_detector, find_evidence, place_in_frame
+from service.feedback.records import content_of, image_facts
 from service.interruption import deadline
-from service.problems import problem_of
+from service.problems import problem_of, request_id_of
 from service.regions import find_regions
 from service.rendering import float32_map, heatmap, heatmap_map, png_map, thumbnail
 from service.resources import Resources, resources_of
@@ -137,7 +138,7 @@ async def _score(request: Request, query: ScoreQuery, resources: Resources) -> R
         await kept.put(answer)
         if query.fdr is None and resources.shadow.wants(scorer):
             resources.shadow.offer(scorer, job.scored_files(), answer.decisions, job.rule.fpr)
-    return await give(request, resources, scorer, answer)
+    return await give(request, resources, scorer, answer, source=query.source)
 
 
 async def _scores(job: "_Job", finish: Callable[[Scores], T], body_bytes: int) -> T:
@@ -178,6 +179,7 @@ class _Job:
     ) -> None:
         self.request, self.files, self.scorer, self.rule = request, files, scorer, rule
         self.mode, self.evidence, self.resources = query.map, query.evidence, resources
+        self.source = query.source
         self.items: list[_Own | InputError] = []
         self.x: np.ndarray = np.empty(0)
 
@@ -295,7 +297,22 @@ class _Job:
         if self.rule.warnings:
             members["warnings"] = self.rule.warnings
         members["results"] = results
-        return Answer.of(members, decisions, scores.score.tolist(), keep=k == len(self.items))
+        keep, facts = k == len(self.items), self._facts(scores, decisions)
+        return Answer.of(members, decisions, scores.score.tolist(), keep=keep, facts=facts)
+
+    def _facts(self, scores: Scores, decisions: Sequence[str]) -> bytes:
+        """What is remembered for feedback."""
+        if not self.resources.feedback.enabled:
+            return b""
+        index = [i for i, item in enumerate(self.items) if isinstance(item, _Own)]
+        return image_facts(
+            len(self.items),
+            None if len(index) == len(self.items) else index,
+            scores.raw.tolist(),
+            scores.p_value.tolist(),
+            decisions,
+            [content_of(self.files[i]) for i in index],
+        )
 
     def _evidence(self, most: int, used: int) -> list[list[dict[str, Any]]]:
         """The members of ``NeighbourBody`` for the nearest items of each image."""
@@ -337,11 +354,18 @@ class _Job:
         assert scores.maps is not None
         manifest, telemetry = self.scorer.manifest, self.resources.telemetry
         decision = self.rule.settle(scores.p_value).decide(scores.p_value)[0]
+        self.resources.feedback.remember(
+            request_id_of(self.request),
+            manifest.name,
+            manifest.version,
+            self.scorer.digest,
+            self._facts(scores, [decision]),
+        )
         score = float(scores.score[0])
         spec, calibration = self.scorer.image_input, manifest.calibration
         residual = map_to_frame(spec, scores.maps[0], item.height, item.width)
         png = heatmap(residual, item.pixels, calibration.map_scale)
-        telemetry.decided(manifest.name, manifest.version, [decision], [score])
+        telemetry.decided(manifest.name, manifest.version, [decision], [score], source=self.source)
         headers = {"X-Anomaly-Score": repr(score), "X-Anomaly-Decision": decision}
         return Response(png, headers=headers, media_type="image/png")
 

@@ -14,7 +14,9 @@ from service.contract.errors import Conflict, Overloaded, StreamNotFound
 from service.decision import DecisionRule
 from service.decoding.body import MULTIPART, check_media_type, read_body
 from service.decoding.tables import Recording
+from service.feedback.records import window_facts
 from service.interruption import deadline
+from service.problems import request_id_of
 from service.resources import Resources, resources_of
 from service.routes import (
     json_response,
@@ -25,7 +27,15 @@ from service.routes import (
     within_rate,
 )
 from service.routes.answers import with_request_id
-from service.routes.timeseries import BODY, CSV, JSON, file_of, read_recording, score_recording
+from service.routes.timeseries import (
+    BODY,
+    CSV,
+    JSON,
+    file_of,
+    read_recording,
+    score_recording,
+    windows_apart,
+)
 from service.schemas import StreamAppended, StreamBody, StreamQuery
 from service.scoring import Scorer
 from service.stream_store import Append, StreamStore
@@ -122,25 +132,47 @@ async def _append(sent: _Sent, resources: Resources) -> Response:
     async with store.turn(stream_id):
         for _ in range(_ATTEMPTS):
             found = await store.read(stream_id, sent.append)
-            if found.answer is not None:
+            if found.answer is not None and found.stream is not None:
+                facts = await asyncio.to_thread(_facts_in, found.answer, stream_id)
+                _remember(sent, resources, found.stream, facts)
                 return _response(sent.request, found.answer, replayed=True)
             scorer = _scorer(resources, sent.query, found.stream)
-            after, results, answer = await _scored(sent, resources, scorer, found.stream)
+            after, results, answer, facts = await _scored(sent, resources, scorer, found.stream)
             if await store.commit(stream_id, found, after, sent.append, answer):
                 manifest = scorer.manifest
                 scores = [r["score"] for r in results if r["score"] is not None]
                 decisions = [r["decision"] for r in results]
-                resources.telemetry.decided(manifest.name, manifest.version, decisions, scores)
+                resources.telemetry.decided(
+                    manifest.name,
+                    manifest.version,
+                    decisions,
+                    scores,
+                    source=sent.query.source,
+                    first=after.windows - len(results),
+                    apart=windows_apart(scorer.series_input, after.stride),
+                )
+                _remember(sent, resources, after, facts)
                 return _response(sent.request, answer, replayed=False)
             await asyncio.sleep(random.uniform(0, _PAUSE_S))  # noqa: S311  # no secret
     raise Overloaded(f"too many append to stream {stream_id!r} at once")
 
 
+def _remember(sent: _Sent, resources: Resources, stream: Stream, facts: bytes) -> None:
+    resources.feedback.remember(
+        request_id_of(sent.request), stream.model, stream.version, stream.digest, facts
+    )
+
+
+def _facts_in(answer: bytes, stream_id: str) -> bytes:
+    """What is remembered of an answer that is given again."""
+    return window_facts(orjson.loads(answer)["results"], "", stream_id)
+
+
 async def _scored(
     sent: _Sent, resources: Resources, scorer: Scorer, stream: Stream | None
-) -> tuple[Stream, list[dict[str, Any]], bytes]:
-    """The stream with the rows that were sent, the results of the windows these complete, and
-    the answer, which has no request id yet.
+) -> tuple[Stream, list[dict[str, Any]], bytes, bytes]:
+    """The stream with the rows that were sent, the results of the windows these complete, the
+    answer, which has no request id yet, and what is remembered of it.
     """
     settings, admission, manifest = resources.settings, resources.admission, scorer.manifest
     rule = DecisionRule.of(scorer, sent.query.fpr, settings.review_fpr)
@@ -175,8 +207,11 @@ async def _scored(
             "warnings": new.warnings,
             "results": results,
         }
-        answer = await admission.run(manifest.name, lambda: orjson.dumps(members))
-    return after, results, answer
+        answer, facts = await admission.run(
+            manifest.name,
+            lambda: (orjson.dumps(members), window_facts(results, "", sent.stream_id)),
+        )
+    return after, results, answer, facts
 
 
 def _scorer(resources: Resources, query: StreamQuery, stream: Stream | None) -> Scorer:

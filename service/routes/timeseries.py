@@ -22,13 +22,14 @@ from service.decoding.body import (
     read_body,
 )
 from service.decoding.tables import Recording, read_csv, read_json
+from service.feedback.records import content_of, window_facts
 from service.interruption import deadline
 from service.rendering import float32_map
 from service.resources import Resources, resources_of
 from service.routes import problem_docs, query_docs, read_query, timeout_s, within_rate
 from service.routes.answers import Answer, KeptAnswer, give
 from service.schemas import SeriesBody, SeriesQuery
-from service.scoring import Scorer, Scores
+from service.scoring import Scorer, Scores, contributions
 from service.shadow import Series
 
 router = APIRouter(tags=["scoring"])
@@ -125,7 +126,8 @@ async def _score(request: Request, query: SeriesQuery, resources: Resources) -> 
         if query.fdr is None and resources.shadow.wants(scorer):
             series = Series(recording.rows, recording.timestamps_s, stride)
             resources.shadow.offer(scorer, series, answer.decisions, settled.fpr)
-    return await give(request, resources, scorer, answer)
+    apart = windows_apart(spec, stride)
+    return await give(request, resources, scorer, answer, source=query.source, apart=apart)
 
 
 async def _answer(
@@ -164,7 +166,11 @@ async def _answer(
                 "results": results,
             }
             scored = [r["score"] for r in results if r["score"] is not None]
-            return Answer.of(members, [r["decision"] for r in results], scored), settled
+            facts = b""
+            if resources.feedback.enabled:
+                facts = window_facts(results, content_of(sent[1]))
+            decisions = [r["decision"] for r in results]
+            return Answer.of(members, decisions, scored, facts=facts), settled
 
     answer, settled = await admission.run(name, encode)
     return recording, answer, settled
@@ -229,12 +235,9 @@ def check_windows(
     return windows
 
 
-def contributions(maps: np.ndarray) -> np.ndarray:
-    """Share of each column in each window's residual, [W, L, D] -> [W, D]; rows sum to 1."""
-    by_column = np.clip(maps, 0, None).sum(axis=1, dtype=np.float64)
-    total = by_column.sum(axis=1, keepdims=True)
-    equal = 1.0 / by_column.shape[1]
-    return np.asarray(np.where(total > 0, by_column / np.where(total > 0, total, 1), equal))
+def windows_apart(spec: SeriesInput, stride: int) -> int:
+    """Of so many windows in a row, the first and the next after the last share no row."""
+    return -(-spec.min_rows // stride)
 
 
 def file_of(request: Request, body: bytes) -> tuple[str, bytes]:

@@ -124,8 +124,8 @@ def test_pages_and_all_they_need_come_from_this_host_and_hold_no_inline_script(
     page = client.get(path)
     assert page.status_code == 200
     assert page.headers["content-type"].startswith("text/html")
-    assert "script-src" not in page.headers["Content-Security-Policy"]
-    assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+    assert "script-src 'self';" in page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
     assert "http" not in page.text
     assert not re.search(r"<script(?![^>]*\bsrc=)", page.text)
     needed = re.findall(r'(?:src|href)="([^"]+)"', page.text)
@@ -140,6 +140,9 @@ def test_the_description_covers_every_route_bodies_and_problems(client: TestClie
     assert set(schema["paths"]) == {
         "/score",
         "/score/timeseries",
+        "/feedback",
+        "/feedback/calibration",
+        "/feedback/proposal",
         "/models",
         "/models/{name}",
         "/models/{name}/versions/{version}",
@@ -168,7 +171,7 @@ def test_the_description_covers_every_route_bodies_and_problems(client: TestClie
         "multipart/form-data", "image/png", "image/jpeg", "image/bmp", "image/tiff", "image/webp",
     }  # fmt: skip
     assert {p["name"] for p in score["parameters"]} == {
-        "model", "version", "map", "fpr", "fdr", "evidence",
+        "model", "version", "map", "fpr", "fdr", "evidence", "source",
     }  # fmt: skip
     for status in ("400", "404", "413", "415", "422", "429", "503", "504"):
         assert list(score["responses"][status]["content"]) == ["application/problem+json"]

@@ -129,7 +129,7 @@ def test_wrong_rows(client: TestClient, change: dict[str, Any], words: tuple[str
         ({"parameters": {"fpr": 0}}, ("/parameters/fpr",)),
         ({"parameters": {"fpr": 1}}, ("/parameters/fpr",)),
         ({"parameters": {"fdr": 1.5}}, ("/parameters/fdr",)),
-        ({"parameters": {"frp": 0.1}}, ("'frp'", "fpr, fdr, timeout, binary_data_output")),
+        ({"parameters": {"frp": 0.1}}, ("'frp'", "fpr, fdr, source, timeout, binary_data_output")),
         ({"parameters": {"stride": 1}}, ("'stride'", "bright takes")),
         ({"parameters": {"timeout": 0}}, ("/parameters/timeout",)),
         ({"parameters": {"sequence_id": 1}}, ("'sequence_id'",)),

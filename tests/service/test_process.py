@@ -27,8 +27,9 @@ def free_port() -> int:
 
 @contextmanager
 def serving(
-    models: Path, log: Path, **settings: str
+    models: Path, log: Path, *, answers: str = "/readyz", **settings: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A process and its address, once ``answers`` says 200."""
     port = free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ANOMALY_")} | {
         "ANOMALY_MODELS_DIR": str(models),
@@ -45,7 +46,7 @@ def serving(
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < until, log.read_text()
                 try:
-                    if httpx.get(f"{base}/readyz").status_code == 200:
+                    if httpx.get(f"{base}{answers}").status_code == 200:
                         break
                 except httpx.TransportError:
                     pass
@@ -161,13 +162,11 @@ def test_a_worker_begun_anew_serves_the_version_the_others_do(tmp_path: Path) ->
     settings = {"ANOMALY_WORKERS": "2", "ANOMALY_CACHE_TTL_S": "0"}
     with serving(models, tmp_path / "log", **settings) as (process, base):
         publish_image(models, version=2)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        workers = [int(c) for c in children if b"spawn_main" in _command(int(c))]
+        workers = workers_of(process.pid)
         os.kill(workers[0], signal.SIGKILL)
         until = time.monotonic() + 60
         while True:  # until the new one is there too
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            now = [int(c) for c in children if b"spawn_main" in _command(int(c))]
+            now = workers_of(process.pid)
             if len(now) == 2 and workers[0] not in now:
                 break
             assert time.monotonic() < until
@@ -179,6 +178,12 @@ def test_a_worker_begun_anew_serves_the_version_the_others_do(tmp_path: Path) ->
             if answer.status_code == 200:
                 versions.add(answer.json()["version"])
         assert versions == {1}
+
+
+def workers_of(pid: int) -> list[int]:
+    """The worker processes of a service."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(c) for c in children if b"spawn_main" in _command(int(c))]
 
 
 def _command(pid: int) -> bytes:
