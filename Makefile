@@ -6,7 +6,7 @@ SERVE := .venv-serve
 DEV := .venv
 PIP := -m pip --disable-pip-version-check --no-input install --quiet
 
-.PHONY: help serve test check fmt bench artifacts clean
+.PHONY: help serve test check fmt bench docs artifacts clean
 
 help:  ## these lines
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ fmt: $(DEV)/.done  ## format and fix what can be fixed
 
 bench: $(DEV)/.done  ## measure the shipped models through HTTP (ANOMALY_DATA_DIR)
 	$(DEV)/bin/python benchmarks/quality.py
+
+docs: $(DEV)/.done  ## write what the pages of docs/ take from the code
+	$(DEV)/bin/python docs/generate.py
 
 artifacts: $(DEV)/.done  ## train and publish every shipped model anew (ANOMALY_DATA_DIR)
 	for config in training/configs/*.toml; do \

@@ -2,7 +2,6 @@
 foreign exceptions become ours.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import onnxruntime as ort
 from jaxtyping import Float32, Int64
 
 from service.contract.errors import ArtifactCorrupt, ArtifactIncompatible, DetectorFailure, NotReady
+from service.cores import usable_cores
 
 Provider = Literal["cpu", "cuda", "cuda!"]
 _ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -184,7 +184,7 @@ class Runtime:
     @property
     def cores(self) -> int:
         """Cores this process may use."""
-        return len(os.sched_getaffinity(0))
+        return usable_cores()
 
     @property
     def thread_count(self) -> int:

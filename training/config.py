@@ -16,6 +16,7 @@ from training.data.base import ImageData, Recording, SeriesData
 from training.data.synthetic import synthetic_anomalies, synthetic_series_anomalies
 from training.families import FAMILIES
 from training.families.base import Family, PreparedData
+from training.processes import TrainSettings
 
 MIN_CALIBRATION = 10
 FOR_ONE_PERCENT = 99
@@ -35,7 +36,7 @@ class CalibrationConfig(BaseModel):
 class TrainConfig(BaseModel):
     """One TOML of ``configs/``: what is trained, on what, how."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     name: ModelName
     title: str = ""
     family: str
@@ -50,14 +51,18 @@ class TrainConfig(BaseModel):
     model: dict[str, Any] = {}
     """Hyperparameters of the family."""
     calibration: CalibrationConfig = CalibrationConfig()
+    train: TrainSettings = TrainSettings()
     seen: str = ""
     """What figures of the test split were seen while these settings were found; empty for none.
     The card shows it."""
 
     @property
     def digest(self) -> str:
-        """sha256 of the configuration; the same settings give the same one."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """sha256 of the configuration but for where it is trained; the same settings give the same
+        one.
+        """
+        settings = self.model_dump_json(exclude={"train"})
+        return hashlib.sha256(settings.encode()).hexdigest()
 
 
 def read_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:

@@ -12,7 +12,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class Options(BaseModel):
     """Base of the loaders' options: immutable, unknown names are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def parse_options(model: type[Options], loader: str, options: dict[str, Any]) -> Options:

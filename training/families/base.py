@@ -17,7 +17,7 @@ Task = Literal["image", "timeseries"]
 class FamilyConfig(BaseModel):
     """Base of a family's hyperparameters: the ``[model]`` table of a TOML."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class PreparedData:
@@ -50,7 +50,9 @@ class Family(Protocol):
         ...
 
     def fit(self, config: Any, data: PreparedData, run: Run) -> Any:
-        """The fitted model. Stages that ``run`` already holds are loaded, not repeated."""
+        """The fitted model. Stages that ``run`` already holds are loaded, not repeated; of several
+        processes only the first goes on behind ``run.end_training()``.
+        """
         ...
 
     def export(self, model: Any, data: PreparedData, folder: Path) -> Params:
