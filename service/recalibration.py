@@ -37,6 +37,8 @@ from service.observed import ANOMALOUS, NORMAL, UNLABELLED, Observed
 
 LEVEL: Final = 0.95
 """Confidence of every interval."""
+LEAST_FPR: Final = 1e-9
+"""Finer ones need more items than anybody has."""
 _FEW_ITEMS = 500
 _SHORT_S = 86_400.0
 
@@ -107,11 +109,11 @@ def propose(observed: Observed, current: Calibration, fpr: float, rows_apart: in
         rows_apart: see ``Observed.independent``; for images it does not matter.
 
     Raises:
-        InvalidInput: ``fpr`` is not in (0, 1).
+        InvalidInput: ``fpr`` is not in [``LEAST_FPR``, 1).
         Conflict: there are fewer items than the rate needs.
     """
-    if not 0 < fpr < 1:
-        raise InvalidInput(f"fpr must lie between 0 and 1, both excluded; got {fpr}")
+    if not LEAST_FPR <= fpr < 1:
+        raise InvalidInput(f"fpr must be at least {LEAST_FPR:g}, and less than 1; got {fpr}")
     once = observed.distinct()
     sample = once.taken(once.independent(rows_apart))
     kept = sample.raw[sample.label != ANOMALOUS]

@@ -2,6 +2,7 @@
 foreign exceptions become ours.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any, Literal, cast
 
 import faiss
 import numpy as np
-import onnxruntime as ort
 from jaxtyping import Float32, Int64
 
 from service.contract.errors import ArtifactCorrupt, ArtifactIncompatible, DetectorFailure, NotReady
 from service.cores import usable_cores
+
+# from 1.32 on it reports its use to its maker, unless this is said before it is loaded
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort  # noqa: E402
 
 Provider = Literal["cpu", "cuda", "cuda!"]
 _ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from service.observed import LabelName
+from service.recalibration import LEAST_FPR
 from service.served import Version
 from service.serving_state import ALIASES
 
@@ -446,9 +447,11 @@ class FeedbackQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, description="Of this model only.")
-    version: int | None = Field(None, ge=1, description="Of this version only.")
+    version: int | None = Field(None, ge=1, lt=2**63, description="Of this version only.")
     limit: int = Field(1000, ge=1, le=10_000, description="Of one page of JSON.")
-    after: int = Field(0, ge=0, description="Where a page begins: as the one before says.")
+    after: int = Field(
+        0, ge=0, lt=2**63, description="Where a page begins: as the one before says."
+    )
 
 
 class ObservedQuery(BaseModel):
@@ -471,7 +474,10 @@ class ProposalQuery(ObservedQuery):
     """Query of GET /feedback/proposal."""
 
     fpr: float | None = Field(
-        None, gt=0, lt=1, description="Share of normal items to flag; default: the artifact's."
+        None,
+        ge=LEAST_FPR,
+        lt=1,
+        description="Share of normal items to flag; default: the artifact's.",
     )
 
 

@@ -40,3 +40,16 @@ def test_training_loads_nothing_of_the_web() -> None:
     loaded = loaded_by("training.__main__")
     assert not loaded & {"fastapi", "starlette", "uvicorn", "prometheus_client"}
     assert not loaded & {"service.app", "service.routes", "service.catalog", "service.settings"}
+
+
+def test_onnxruntime_is_told_not_to_report_before_it_is_loaded() -> None:
+    code = (
+        "import os, sys; os.environ.pop('ORT_DISABLE_TELEMETRY', None)\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'onnxruntime': print(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        "import service.runtime"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["1"]

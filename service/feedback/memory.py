@@ -41,14 +41,18 @@ class Memory:
         self._waiting: deque[Answered] = deque(maxlen=MAX_WAITING)
         self._writing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._flushing: set[asyncio.Task[None]] = set()
         self._lost = 0
         self._failure: Unavailable | None = None
 
     def remember(
         self, request_id: str, model: str, version: int, digest: str, facts: bytes
     ) -> None:
-        """The answer will be known by the id of its request, before long."""
-        if self.enabled:
+        """The answer will be known by the id of its request, before long.
+
+        Not so without ``facts``: a service that remembers nothing put it into a cache they share.
+        """
+        if self.enabled and facts:
             digest = digest[:DIGEST_CHARS]
             answered = Answered(request_id, time_ns(), model, version, digest, facts)
             self._waiting.append(answered)
@@ -70,7 +74,16 @@ class Memory:
             await asyncio.sleep(_ASK_AGAIN_S)
 
     async def flush(self) -> None:
-        """What waited when this was called is in the store, or was dropped."""
+        """What waited when this was called is in the store, or was dropped.
+
+        It goes on where whoever called it is interrupted: others' answers are on their way too.
+        """
+        flushing = asyncio.create_task(self._flush(), name="feedback flush")
+        self._flushing.add(flushing)
+        flushing.add_done_callback(self._flushing.discard)
+        await asyncio.shield(flushing)
+
+    async def _flush(self) -> None:
         async with self._writing:
             for _ in range(-(-len(self._waiting) // _AT_ONCE)):
                 count = min(len(self._waiting), _AT_ONCE)
@@ -89,6 +102,9 @@ class Memory:
         with suppress(TimeoutError):
             async with asyncio.timeout(_ENDING_S):
                 await self.flush()
+        for flushing in self._flushing:
+            flushing.cancel()
+        await asyncio.gather(*self._flushing, return_exceptions=True)
         await self.store.close()
 
     async def _keep_writing(self) -> None:

@@ -21,6 +21,7 @@ COUNT: Final = "anomaly:answered-items:1"
 LABELS: Final = "anomaly:feedback:1"
 ORDER: Final = "anomaly:feedback-order:1"
 NUMBER: Final = "anomaly:feedback-number:1"
+AGAIN: Final = "\1"  # in no request id
 _WRITE_AT_ONCE = 200
 _READ_AT_ONCE = 500
 
@@ -31,12 +32,12 @@ _ADD = """
 local ttl, most, now = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 for i = 4, #ARGV, 4 do
   local name, items = ARGV[i], tonumber(ARGV[i + 2])
-  local listed = name
-  if redis.call('EXISTS', name) == 1 then
-    listed = name .. '|' .. redis.call('INCR', KEYS[2] .. ':names')
-    redis.call('RENAME', name, listed)
+  local listed, last = name, name .. '\\1'
+  if redis.call('EXISTS', name, last) > 0 then
+    listed = last .. redis.call('INCR', KEYS[2] .. ':names')
+    redis.call('SET', last, listed, 'PX', ttl)
   end
-  redis.call('SET', name, ARGV[i + 1], 'PX', ttl)
+  redis.call('SET', listed, ARGV[i + 1], 'PX', ttl)
   redis.call('LPUSH', KEYS[1], listed .. ' ' .. items .. ' ' .. ARGV[3] .. ' ' .. ARGV[i + 3])
   redis.call('INCRBY', KEYS[2], items)
 end
@@ -52,6 +53,10 @@ while true do
 end
 for _, key in ipairs({KEYS[1], KEYS[2], KEYS[2] .. ':names'}) do redis.call('PEXPIRE', key, ttl) end
 return {1}
+"""
+# KEYS: the name of a request id, and of the last answer to it where there were several
+_FIND = """
+return {redis.call('GET', redis.call('GET', KEYS[2]) or KEYS[1])}
 """
 # KEYS: labels, their order, the last number; ARGV: the item, the label
 _LABEL = """
@@ -79,7 +84,7 @@ class RedisStore:
     def __init__(self, link: RedisLink, ttl_s: float, max_items: int) -> None:
         self._link, self._ttl_ms, self._max_items = link, round(1e3 * ttl_s), max_items
         self._add, self._label = link.script(_ADD), link.script(_LABEL)
-        self._labels = link.script(_LABELS)
+        self._labels, self._find = link.script(_LABELS), link.script(_FIND)
 
     async def add_answers(self, answers: Sequence[Answered]) -> None:
         for first in range(0, len(answers), _WRITE_AT_ONCE):
@@ -107,7 +112,8 @@ class RedisStore:
         )
 
     async def find(self, request_id: str) -> Answered | None:
-        raw = await self._link.run(lambda redis: redis.get(PREFIX + request_id), patient=True)
+        name = PREFIX + request_id
+        (raw,) = await self._link.run(lambda _: self._find([name, name + AGAIN], []), patient=True)
         return _answered(request_id, raw)
 
     async def answers(self, model: str, version: int, since_ns: int) -> list[Answered]:
@@ -132,8 +138,8 @@ class RedisStore:
                     patient=True,
                 )
                 for name, raw in zip(part, values, strict=True):
-                    request_id = name.removeprefix(PREFIX)
-                    one = _answered(request_id, raw) or _answered(request_id.rsplit("|")[0], raw)
+                    request_id = name.removeprefix(PREFIX).partition(AGAIN)[0]
+                    one = _answered(request_id, raw)
                     if one is not None and one.at_ns >= since_ns:
                         found.append(one)
             first += len(entries)
