@@ -18,7 +18,7 @@ from service.cores import usable_cores
 
 # from 1.32 on it reports its use to its maker, unless this is said before it is loaded
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime as ort  # noqa: E402
+import onnxruntime as ort
 
 Provider = Literal["cpu", "cuda", "cuda!"]
 _ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
