@@ -90,20 +90,50 @@ class Observed:
                 row with it, those that smoothing needs included.
         """
         keep = np.ones(len(self), bool)
-        windows = np.flatnonzero(self.start >= 0)
-        when = np.where(self.stream, self.at_ns, 0)[windows]
-        order = windows[np.lexsort((self.start[windows], when, self.series[windows]))]
-        series, before, due = -1, -1, 0
-        columns = (order, self.series[order], self.start[order])
-        for i, mine, start in zip(*(c.tolist() for c in columns), strict=True):
-            if mine != series or start < before:  # another one, or one that was begun anew
-                due = start
-            series, before = mine, start
+        order, run = self._runs()
+        current, due = -1, 0
+        for i, mine, start in zip(order.tolist(), run.tolist(), self.start[order], strict=True):
+            if mine != current:
+                current, due = mine, start
             if start >= due:
                 due = start + rows_apart
             else:
                 keep[i] = False
         return keep
+
+    def touching(self, chosen: Bool[np.ndarray, " N"], rows_apart: int) -> Bool[np.ndarray, " N"]:
+        """The chosen items, and the windows that share rows with one of them.
+
+        Args:
+            chosen: some of the items.
+            rows_apart: see ``independent``.
+        """
+        order, run = self._runs()
+        if not chosen[order].any():
+            return chosen
+        start = self.start[order]
+        place = run * (start.max() + 2 * rows_apart) + start  # runs lie far from each other
+        of = place[chosen[order]]
+        after = np.searchsorted(of, place)
+        gap = np.minimum(
+            np.abs(place - of[np.minimum(after, len(of) - 1)]),
+            np.abs(place - of[np.maximum(after - 1, 0)]),
+        )
+        found = chosen.copy()
+        found[order[gap < rows_apart]] = True
+        return found
+
+    def _runs(self) -> tuple[Int64[np.ndarray, " W"], Int64[np.ndarray, " W"]]:
+        """The windows, those of each recording or stream together and in the order of their rows,
+        and the number of the run that each is of; a stream that was begun anew is another run.
+        """
+        windows = np.flatnonzero(self.start >= 0)
+        when = np.where(self.stream, self.at_ns, 0)[windows]
+        order = windows[np.lexsort((self.start[windows], when, self.series[windows]))]
+        series, start = self.series[order], self.start[order]
+        new = np.zeros(len(order), bool)
+        new[1:] = (series[1:] != series[:-1]) | (start[1:] < start[:-1])
+        return order, np.cumsum(new)
 
     @property
     def fingerprint(self) -> str:

@@ -14,7 +14,8 @@ An item labelled anomalous by mistake lowers the threshold, and so raises that r
 
 *Which items.* Conformal p-values need exchangeable draws. The same image or recording sent twice
 counts once. Windows of one recording or stream that share rows are thinned, as they are where an
-artifact is calibrated for the first time: in order of their rows, by no score and no label.
+artifact is calibrated for the first time: in order of their rows, by no score and no label. A label
+``anomalous`` takes out all windows that share rows with the one that got it.
 
 *How sure.* With k = floor(fpr (n + 1)) the threshold is the k-th largest of n scores. Its true rate
 is distributed as Beta(k, n + 1 - k) (Vovk, Conditional validity of inductive conformal predictors,
@@ -67,7 +68,7 @@ class Proposal:
     sample: int
     """Of these, images, and windows that share no rows; all counts below are of the sample."""
     anomalous: int
-    """Labelled so, and taken out."""
+    """Labelled so, or windows that share rows with one labelled so: taken out."""
     normal: int
     """Labelled so."""
     began_ns: int
@@ -115,8 +116,11 @@ def propose(observed: Observed, current: Calibration, fpr: float, rows_apart: in
     if not LEAST_FPR <= fpr < 1:
         raise InvalidInput(f"fpr must be at least {LEAST_FPR:g}, and less than 1; got {fpr}")
     once = observed.distinct()
-    sample = once.taken(once.independent(rows_apart))
-    kept = sample.raw[sample.label != ANOMALOUS]
+    chosen = once.independent(rows_apart)
+    sample = once.taken(chosen)
+    # a window that shares rows with an anomaly is no normal one, whether it was labelled or not
+    trimmed = once.touching(once.label == ANOMALOUS, rows_apart)[chosen]
+    kept = sample.raw[~trimmed]
     check_enough(len(kept), fpr)
     new = Calibration.fit(kept)
     threshold = new.threshold(fpr)

@@ -447,10 +447,10 @@ class FeedbackQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, description="Of this model only.")
-    version: int | None = Field(None, ge=1, lt=2**63, description="Of this version only.")
+    version: int | None = Field(None, ge=1, le=10**9, description="Of this version only.")
     limit: int = Field(1000, ge=1, le=10_000, description="Of one page of JSON.")
     after: int = Field(
-        0, ge=0, lt=2**63, description="Where a page begins: as the one before says."
+        0, ge=0, le=10**15, description="Where a page begins: as the one before says."
     )
 
 

@@ -3,12 +3,16 @@
 1. ``__main__``     reads a command: fit, publish, evaluate, benchmark
 2. ``config``       a TOML becomes data, an input rule and prepared splits
 3. ``data``         a loader gives raw items split into train, validation, calibration, test
-4. ``families``     one of them fits networks in stages, each resumable (``run``)
+4. ``families``     one of them fits networks in stages, each resumable (``run``), by several
+                    processes where wanted (``processes``)
 5. ``publish``      exports the networks (``export``) and opens the files as the service would
 6.                  calibrates on the calibration split, checks torch against the files
 7. ``evaluation``   measures the test split once, beside controls; ``card`` writes it down
 8.                  records golden examples, then ``service.contract.store`` renames the folder
 
+``bulk`` uses an artifact instead of making one: it scores files, and needs none of the above.
+
 Only ``service.scoring``, ``service.detectors``, ``service.runtime`` and ``service.contract`` are
-imported from the other side: what will score is what calibrated.
+imported from the other side, and by ``bulk`` its readers of pictures and tables and its rule of
+decision: what will score is what calibrated.
 """

@@ -1,4 +1,4 @@
-"""python -m training fit | publish | evaluate | benchmark."""
+"""python -m training fit | publish | evaluate | recalibrate | score-files | benchmark."""
 
 import json
 import logging
@@ -18,10 +18,14 @@ from service.contract.manifest import Manifest, is_model_name
 from service.runtime import Runtime
 from service.scoring import Scorer
 from training.benchmark import benchmark_artifacts
+from training.bulk.command import score_files
+from training.command_options import ModelsDir, open_model
 from training.config import TrainConfig, load_data, make_config, prepare, read_config
 from training.evaluation import Evaluation
 from training.families import FAMILIES
+from training.processes import Followed, is_first, started_together, wait_for
 from training.publish import CONFIG, ParityError, evaluate, publish, read_run_config
+from training.recalibrate_command import recalibrate
 from training.run import Interrupted, Run
 
 app = typer.Typer(
@@ -38,9 +42,10 @@ DataDir = Annotated[
     typer.Option(envvar="ANOMALY_DATA_DIR", help="Where data files lie; else they are downloaded."),
 ]
 RunsDir = Annotated[Path, typer.Option(help="Where run folders are kept.")]
-ModelsDir = Annotated[Path, typer.Option(envvar="ANOMALY_MODELS_DIR", help="Where artifacts go.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-Device = Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu.")]
+Device = Annotated[
+    str | None, typer.Option(help="Lightning's accelerator: auto, cpu, gpu; else as configured.")
+]
 Activate = Annotated[bool, typer.Option(help="Make it the default of its task in active.json.")]
 
 
@@ -63,11 +68,13 @@ def fit(
     data_dir: DataDir = None,
     runs: RunsDir = Path("runs"),
     models: ModelsDir = Path("models"),
-    device: Device = "auto",
+    device: Device = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a detector into a run folder; --resume continues after Ctrl-C."""
     overrides = _overrides(setting or [])
+    if device is not None:
+        overrides["train.accelerator"] = device
     if config is not None and images is None:
         chosen = read_config(config, overrides)
     elif images is not None and config is None and name is not None:
@@ -75,8 +82,13 @@ def fit(
     else:
         raise typer.BadParameter("give a CONFIG, or --images and --name")
     folder = runs / chosen.name
-    _open_run_folder(folder, chosen, resume=resume, restart=restart)
-    run = Run(folder, seed=chosen.seed, accelerator=device, progress=not quiet)
+    chosen.train.check()
+    if is_first():
+        _open_run_folder(folder, chosen, resume=resume, restart=restart)
+    else:
+        out.quiet = True
+        wait_for(folder / CONFIG)
+    run = Run(folder, seed=chosen.seed, train=chosen.train, progress=not quiet)
     if and_publish or (and_publish is None and images is not None):
         _publish(chosen, run, models, data_dir, activate=activate)
         return
@@ -99,7 +111,7 @@ def publish_command(
 ) -> None:
     """Export, check, calibrate, evaluate and publish a run as the model's next version."""
     chosen = read_run_config(run_folder)
-    run = Run(run_folder, seed=chosen.seed, progress=not quiet)
+    run = Run(run_folder, seed=chosen.seed, train=chosen.train, progress=not quiet)
     _publish(chosen, run, models, data_dir, activate=activate)
 
 
@@ -111,7 +123,7 @@ def evaluate_command(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Score an artifact's test split anew and print its figures."""
-    artifact = _open(models, model)
+    artifact = open_model(models, model)
     config = make_config(json.loads(artifact.file(CONFIG).read_text()), str(artifact.path))
     evaluation = evaluate(Scorer.open(artifact, Runtime()), load_data(config, data_dir))
     if as_json:
@@ -119,6 +131,10 @@ def evaluate_command(
         sys.stdout.write(json.dumps(figures, indent=2) + "\n")
     else:
         _print_figures(artifact.manifest, evaluation)
+
+
+app.command()(recalibrate)
+app.command("score-files")(score_files)
 
 
 @app.command()
@@ -185,15 +201,6 @@ def _print_figures(manifest: Manifest, evaluation: Evaluation) -> None:
         out.print(f"note: {note}")
 
 
-def _open(models: Path, model: str) -> store.Artifact:
-    name, _, version = model.partition("/")
-    known = store.versions(models, name)
-    if not known or (version and not version.isdecimal()):
-        listing = ", ".join(store.names(models)) or "none"
-        raise typer.BadParameter(f"no model {model!r} in {models}; there are: {listing}")
-    return store.open_artifact(models, name, int(version) if version else known[-1])
-
-
 def _overrides(settings: list[str]) -> dict[str, Any]:
     """``a.b=value`` pairs, values as TOML (a bare word is a string)."""
     found: dict[str, Any] = {}
@@ -231,6 +238,11 @@ def _config_for_images(
 
 def _open_run_folder(folder: Path, config: TrainConfig, *, resume: bool, restart: bool) -> None:
     path = folder / CONFIG
+    if path.exists() and restart and started_together(config.train):
+        raise typer.BadParameter(
+            f"{folder}: remove it yourself; of processes that start together, one could be reading "
+            "what another one removes"
+        )
     if path.exists() and restart:
         shutil.rmtree(folder)
     elif path.exists() and not resume:
@@ -246,6 +258,8 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     try:
         app()
+    except Followed:
+        return
     except Interrupted as stop:
         err.print(f"{stop}; the last checkpoint is kept: run the same command with --resume")
         raise SystemExit(130) from stop

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -41,6 +42,7 @@ from training.recalibrated_card import moment, recalibrated_card
 
 RECORD = "recalibration.json"
 _ALL_TIME_S = 1e9
+_ALL_ITEMS = 2**62
 _TIMEOUT_S = 120
 
 
@@ -59,7 +61,8 @@ def observed_in_store(path: Path, artifact: Artifact, period_s: float | None = N
     if not path.is_file():
         raise InvalidInput(f"{path}: no such file")
     manifest = artifact.manifest
-    file = SqliteFile(path, ttl_s=period_s or _ALL_TIME_S)
+    ttl_s = _ALL_TIME_S if period_s is None else period_s
+    file = SqliteFile(path, ttl_s, max_items=_ALL_ITEMS)  # the service trims it, by its settings
     answers = file.answers(manifest.name, manifest.version, 0)
     labels = [label for _, label in file.labels(0, -1, manifest.name, manifest.version)]
     return observed_of(manifest.name, manifest.version, artifact.digest, answers, labels)
@@ -87,8 +90,9 @@ def observed_at(url: str, artifact: Artifact, period_s: float | None = None) -> 
     except HTTPError as error:
         with error:
             raise InvalidInput(f"{address}: {_detail(error)}") from error
-    except URLError as error:
-        raise Unavailable(f"{address}: {error.reason}") from error
+    except (OSError, HTTPException) as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        raise Unavailable(f"{address}: {reason}") from error
 
 
 def proposal_for(artifact: Artifact, observed: Observed, fpr: float | None = None) -> Proposal:
@@ -108,7 +112,7 @@ def proposal_for(artifact: Artifact, observed: Observed, fpr: float | None = Non
         )
     apart = manifest.input.min_rows if isinstance(manifest.input, SeriesInput) else 1
     current = Scorer.open(artifact, Runtime()).calibration
-    return propose(observed, current, fpr or manifest.calibration.fpr, apart)
+    return propose(observed, current, manifest.calibration.fpr if fpr is None else fpr, apart)
 
 
 def publish_recalibrated(

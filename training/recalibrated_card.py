@@ -70,7 +70,7 @@ def recalibrated_card(before: Manifest, manifest: Manifest, found: Proposal) -> 
         lines_of(
             "## What carries over",
             "",
-            f"Measured for {old}; no threshold is in these figures.",
+            f"Measured for {old}; none of these figures depends on the threshold of an item.",
             "",
             *table(("figure", "value", "interval", "on"), figures),
             "",

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from torch.utils.data import IterableDataset
 
 from service.contract.errors import InvalidInput
+from training.processes import Followed, TrainSettings, is_first
 
 
 class Interrupted(Exception):
@@ -27,6 +28,9 @@ class Interrupted(Exception):
 class ArrayBatches(IterableDataset[tuple[torch.Tensor, ...]]):
     """Shuffled mini-batches of arrays that fit in memory; an epoch's order is a function of
     (seed, epoch) alone, so that a resumed run sees the batches the first would have seen.
+
+    Of several processes, each gets its own equal share of every batch: together they see what one
+    process would, each item once an epoch.
     """
 
     def __init__(
@@ -37,9 +41,24 @@ class ArrayBatches(IterableDataset[tuple[torch.Tensor, ...]]):
         self.seed = seed
         self.drop_last = drop_last
         self.epoch = 0
+        self.rank, self.processes = 0, 1
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+
+    def share(self, rank: int, processes: int) -> None:
+        """From now on these are the batches of one of several processes.
+
+        Raises:
+            InvalidInput: a batch cannot be shared out evenly.
+        """
+        last = len(self.arrays[0]) % self.batch_size
+        if self.batch_size % processes or (not self.drop_last and last % processes):
+            raise InvalidInput(
+                f"batches of {self.batch_size} items cannot be shared evenly by {processes} "
+                "processes; choose a batch size that is a multiple of their number"
+            )
+        self.rank, self.processes = rank, processes
 
     def __len__(self) -> int:
         n = len(self.arrays[0])
@@ -48,13 +67,22 @@ class ArrayBatches(IterableDataset[tuple[torch.Tensor, ...]]):
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.arrays[0]))
         for i in range(len(self)):
-            index = torch.from_numpy(order[i * self.batch_size : (i + 1) * self.batch_size])
+            batch = order[i * self.batch_size : (i + 1) * self.batch_size]
+            index = torch.from_numpy(batch[self.rank :: self.processes])
             yield tuple(a[index] for a in self.arrays)
 
 
-class _SetEpoch(Callback):
-    def __init__(self, batches: ArrayBatches) -> None:
-        self.batches = batches
+class _Order(Callback):
+    """Which batches an epoch has, and which share of them is this process's."""
+
+    def __init__(self, batches: ArrayBatches, seed: int) -> None:
+        self.batches, self.seed = batches, seed
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.batches.share(trainer.global_rank, trainer.world_size)
+        if trainer.global_rank:
+            # weights begin alike; noise and crops should differ from process to process
+            torch.manual_seed(self.seed + 1_000_003 * trainer.global_rank)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # one process may run several stages; the loader is handed over without a DataLoader
@@ -67,7 +95,7 @@ class Run:
 
     folder: Path
     seed: int = 0
-    accelerator: str = "auto"
+    train: TrainSettings = field(default_factory=TrainSettings)
     progress: bool = True
     metrics: dict[str, Any] = field(default_factory=dict)
 
@@ -82,6 +110,9 @@ class Run:
     ) -> None:
         """``module`` trained for ``epochs`` epochs, or loaded when this run holds the stage.
 
+        With several processes all of them train, and the first writes. A module whose parameters do
+        not all take part in every step says so by ``unused_parameters = True``.
+
         The checkpoint of the last epoch is ``<stage>.ckpt``; the finished weights are
         ``<stage>.done.pt``. Seeds are set from (run seed, stage), so that a stage does not depend
         on whether the ones before it were trained or loaded.
@@ -95,7 +126,7 @@ class Run:
             module.eval()
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.seed_everything(stage)
+        seed = self.seed_everything(stage)
         last = self.checkpoint(stage)
         callbacks: list[Callback] = [
             ModelCheckpoint(
@@ -105,14 +136,18 @@ class Run:
                 save_top_k=1,
                 enable_version_counter=False,
             ),
-            _SetEpoch(batches),
+            _Order(batches, seed),
         ]
         if self.progress:
             callbacks.append(RichProgressBar(leave=True))
         trainer = L.Trainer(
             max_epochs=epochs,
-            accelerator=self.accelerator,
-            devices=1,
+            accelerator=self.train.accelerator,
+            devices=self.train.devices,
+            num_nodes=self.train.num_nodes,
+            strategy=self._strategy(module),
+            # statistics of the whole batch, as in one process; torch has it for GPUs alone
+            sync_batchnorm=self.train.several and self.on_gpu,
             logger=False,
             enable_model_summary=False,
             enable_progress_bar=self.progress,
@@ -129,6 +164,7 @@ class Run:
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             # the stages of a run share its folder on purpose
             warnings.filterwarnings("ignore", message="Checkpoint directory .* not empty.*")
+            warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # shown, not decided by
             try:
                 trainer.fit(module, batches, ckpt_path=str(last) if last.exists() else None)
             except SystemExit as stop:  # Lightning ends the process on Ctrl-C by itself
@@ -136,10 +172,33 @@ class Run:
         if trainer.interrupted:
             raise Interrupted(f"stage {stage} interrupted at epoch {trainer.current_epoch}")
         module.cpu().eval()
+        if not trainer.is_global_zero:
+            return
         temporary = done.with_suffix(".new")
         torch.save(module.state_dict(), temporary)
         temporary.replace(done)
         last.unlink(missing_ok=True)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether CUDA is there and not ruled out."""
+        return self.train.accelerator != "cpu" and torch.cuda.is_available()
+
+    def _strategy(self, module: L.LightningModule) -> str:
+        wanted = self.train.strategy
+        if self.train.several and wanted != "ddp_find_unused_parameters_true":
+            unused = getattr(module, "unused_parameters", False)
+            return "ddp_find_unused_parameters_true" if unused else "ddp"
+        return wanted
+
+    def end_training(self) -> None:
+        """Nothing in the first process, or the only one; families call it after the last stage.
+
+        Raises:
+            Followed: in the others, whose work is done.
+        """
+        if not is_first():
+            raise Followed
 
     def check_data(self, fingerprint: str) -> None:
         """Nothing, where this run was begun with the same data and split.
@@ -154,11 +213,14 @@ class Run:
                 "(fit --restart)"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(fingerprint)
+        if is_first():
+            path.write_text(fingerprint)
 
-    def seed_everything(self, stage: str) -> None:
-        """Python, numpy and torch seeded from (run seed, stage)."""
-        L.seed_everything(self.seed * 1000 + sum(stage.encode()) % 1000, verbose=False)
+    def seed_everything(self, stage: str) -> int:
+        """Python, numpy and torch seeded from (run seed, stage); by this number."""
+        seed = self.seed * 1000 + sum(stage.encode()) % 1000
+        L.seed_everything(seed, verbose=False)
+        return seed
 
     def record(self, **metrics: Any) -> None:
         """``metrics.json`` of the run, with these added."""

@@ -95,7 +95,7 @@ def rfc3339(at_ns: int) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def content_of(data: bytes) -> str:
+def content_of(data: bytes | memoryview) -> str:
     """A short digest by which content that is sent again is known."""
     return sha256(data).hexdigest()[:16]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 from fastapi import Request
 from fastapi.responses import Response
 from pydantic import ValidationError
@@ -70,7 +71,6 @@ class _Task:
     """See ``Telemetry.decided``."""
     request_id: str
     """Not ``id``, which the body may name."""
-    body: bytes
 
     @property
     def name(self) -> str:
@@ -123,7 +123,6 @@ async def infer(request: Request, name: str, version: Version | None) -> Respons
         source=parameters.source,
         apart=_apart(scorer.manifest.input, parameters.stride),
         request_id=request_id_of(request),
-        body=body,
     )
     wait_us = parameters.timeout
     with deadline(settings.request_timeout_s if wait_us is None else wait_us / 1e6):
@@ -185,7 +184,7 @@ async def _recording(task: _Task, stride: int | None) -> Response:
                 decided = [
                     r | {"decision": d} for r, d in zip(results, values["decision"], strict=True)
                 ]
-                _remember(task, window_facts(decided, content_of(task.body)))
+                _remember(task, window_facts(decided, _content(task.tensor)))
                 return _answer(task, values)
 
         return await admission.run(name, answer)
@@ -193,11 +192,18 @@ async def _recording(task: _Task, stride: int | None) -> Response:
 
 def _image_answer(task: _Task, sizes: list[tuple[int, ...]], scores: Scores) -> Response:
     values = _image_values(task, sizes, scores)
-    content, n = content_of(task.body).encode(), len(scores.raw)
-    contents = [content_of(b"%s %d" % (content, i)) for i in range(n)]
+    content, n = _content(task.tensor), len(scores.raw)
+    contents = [content_of(f"{content} {i}".encode()) for i in range(n)]
     raw, p_values = scores.raw.tolist(), scores.p_value.tolist()
     _remember(task, image_facts(n, None, raw, p_values, list(values["decision"]), contents))
     return _answer(task, values)
+
+
+def _content(tensor: Tensor) -> str:
+    """By which a tensor that is sent again is known, whatever else the body said, an id say."""
+    elements = tensor.elements
+    data = elements if isinstance(elements, memoryview) else orjson.dumps(elements)
+    return content_of(f"{content_of(data)} {tensor.datatype} {tensor.shape}".encode())
 
 
 def _remember(task: _Task, facts: bytes) -> None:

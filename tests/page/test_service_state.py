@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.artifacts import publish_image, set_active
 from tests.page.conftest import Open, apart
@@ -66,18 +66,78 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_sent(
         page = open_page(base)
         field = page.locator("#key-field")
         expect(field).to_be_focused()
+        page.locator("#files").set_input_files(level_files([250]))  # kept until there is a key
+        expect(page.locator("#notice")).to_contain_text("needs a key")
         field.fill("not the key of anyone")
         page.get_by_role("button", name="Use this key").click()
         expect(page.locator("#key-detail")).to_have_text("This key is not known.")
         field.fill(SECRET)
         field.press("Enter")
         expect(field).to_be_hidden()
-        choose(page, level_files([250]))
         expect(decision(page)).to_have_text("▲ Anomalous")
+        expect(page.locator("#notice")).to_be_hidden()
         expect(page.locator("#command")).to_contain_text('"X-API-Key: $ANOMALY_API_KEY"')
         assert SECRET not in page.content()
         assert page.evaluate("localStorage.length") == 0
         assert page.context.cookies() == []
+
+
+def test_of_models_chosen_in_quick_succession_the_last_one_scores(
+    open_page: Open, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    for name in ("bright", "dim", "late"):
+        publish_image(models, name)
+    set_active(models, image="bright/1")
+    with serving(models, tmp_path / "log", **apart(tmp_path)) as (_, base):
+        page = open_page(base)
+        held: list[Route] = []
+
+        def hold(route: Route) -> None:
+            held.append(route)
+
+        page.route("**/models/late/versions/1", hold)
+        page.reload()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        choose(page, level_files([250]))
+        model = page.locator("#model-image")
+        for name in ("late", "dim"):
+            model.select_option(name)
+        facts = page.locator("#facts-list")
+        expect(facts).to_contain_text("dim/1")
+        for route in held:
+            route.continue_()
+        expect(page.locator(".card")).to_have_count(3)
+        expect(facts).to_contain_text("dim/1")
+        assert not [url for url in asked if "model=late" in url]
+
+
+def test_another_version_made_active_scores_without_a_reload(
+    open_page: Open, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    for version in (1, 2):
+        publish_image(models, version=version)
+    set_active(models, image="bright/1")
+    keys = {"ANOMALY_API_KEYS": f"boss:admin:{SECRET}", **apart(tmp_path)}
+    with serving(models, tmp_path / "log", **keys) as (_, base):
+        page = open_page(base)
+        page.locator("#key-field").fill(SECRET)
+        page.locator("#key-field").press("Enter")
+        choose(page, level_files([250]))
+        facts = page.locator("#facts-list")
+        expect(facts).to_contain_text("bright/1")
+        put = httpx.put(
+            f"{base}/models/bright/aliases/stable",
+            json={"version": 2},
+            headers={"X-API-Key": SECRET},
+            timeout=60,
+        )
+        assert put.status_code == 200, put.text
+        expect(page.locator(".card")).to_contain_text("Version 2")
+        choose(page, level_files([10]))
+        expect(facts).to_contain_text("bright/2")
 
 
 def test_what_people_found_is_told_to_the_service_and_its_refusal_to_them(

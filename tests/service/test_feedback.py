@@ -117,9 +117,12 @@ def test_every_way_of_scoring_can_get_feedback(client: TestClient) -> None:
     assert say(client, "heat").json()["raw_score"] == pytest.approx(0.2)
 
     tensor = {"name": "image", "shape": [2, 1, 1, 1], "datatype": "UINT8", "data": [51, 102]}
-    body = {"id": "mine", "inputs": [tensor]}
-    client.post("/v2/models/bright/infer", json=body, headers={"X-Request-ID": "v2"})
+    for id_ in ("drawn", "anew"):  # by a client library, for each request
+        body = {"id": id_, "inputs": [tensor]}
+        client.post("/v2/models/bright/infer", json=body, headers={"X-Request-ID": "v2"})
     assert say(client, "v2", index=1).json()["raw_score"] == pytest.approx(0.4)
+    found = client.get("/feedback/proposal?model=bright&fpr=0.5").json()
+    assert (found["answers"], found["distinct_items"]) == (3, 3)
 
     rows = {"rows": ROWS.tolist()}
     windows = client.post("/score/timeseries", json=rows, headers={"X-Request-ID": "t"}).json()
@@ -214,6 +217,8 @@ def test_feedback_is_listed_in_pages_by_model_and_as_csv_that_no_spreadsheet_exe
     assert client.get("/feedback?model=sensors").json() == []
     assert client.get("/feedback?version=2").json() == []
     refused(client.get("/feedback?modle=bright"), 422, "modle")
+    for number in ("after", "version"):
+        refused(client.get(f"/feedback?{number}={10**20}"), 422, number)
 
     answer = client.get("/feedback", headers={"Accept": "text/csv"})
     assert answer.headers["content-type"].startswith("text/csv")

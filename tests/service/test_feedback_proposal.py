@@ -146,8 +146,9 @@ def test_too_few_items_are_refused_with_how_many_are_missing() -> None:
         propose(observed(np.arange(40), label), CURRENT, 0.01)
     with pytest.raises(Conflict, match=r"there are 0, so 99 more are needed$"):
         propose(observed([]), CURRENT, 0.01)
-    with pytest.raises(InvalidInput, match="between 0 and 1"):
-        propose(observed([1.0]), CURRENT, 1.0)
+    for fpr in (1.0, 0.0, 1e-320, 9.302221035619471e-300):
+        with pytest.raises(InvalidInput, match="at least 1e-09, and less than 1"):
+            propose(observed([1.0]), CURRENT, fpr)
 
 
 def test_what_was_sent_twice_counts_once_with_its_last_label() -> None:

@@ -13,8 +13,12 @@ import httpx
 import pytest
 
 from service.client import AsyncClient
-from service.feedback.records import Answered, image_facts
+from service.contract.errors import DeadlinePassed
+from service.feedback.memory import Memory
+from service.feedback.records import Answered, Label, image_facts, item_of
 from service.feedback.sqlite_file import SqliteFile
+from service.feedback.store import FileStore
+from service.interruption import deadline
 from tests.artifacts import publish_image, set_active
 from tests.redis_server import redis_server
 from tests.service.conftest import Start
@@ -58,9 +62,12 @@ def test_what_was_acknowledged_is_there_after_a_kill(models: Path, tmp_path: Pat
 
 def test_any_worker_takes_feedback_on_what_another_answered(models: Path, tmp_path: Path) -> None:
     with serving(models, tmp_path / "log", ANOMALY_WORKERS="2") as (_, base):
+        until = time.monotonic() + 60
         for i in range(16):  # each over a connection of its own, so that both workers get some
             content = encode(grey(10 * i))
-            assert post(base, "/score?map=none", f"r{i}", content=content).status_code == 200
+            while post(base, "/score?map=none", f"r{i}", content=content).status_code != 200:
+                assert time.monotonic() < until  # the other worker may still load its models
+                time.sleep(0.1)
         for i in range(16):
             label = {"request_id": f"r{i}", "label": "normal"}
             answer = httpx.post(f"{base}/feedback", json=label, timeout=30)
@@ -144,6 +151,73 @@ def test_a_busy_file_is_waited_for_and_readers_never_are(tmp_path: Path) -> None
     other.close()
     assert file.find("second") is not None
     file.close()
+
+
+def test_a_caller_who_does_not_wait_takes_nothing_from_what_is_remembered(tmp_path: Path) -> None:
+    file = SqliteFile(tmp_path / "f.sqlite")
+    file.add_answers([answered("before")])
+
+    async def run() -> Answered | None:
+        memory = Memory(FileStore(file))
+        found = await memory.find("before")
+        assert found is not None
+        label = Label("before", 0, "normal", None, *found[2:5], **item_of(found, 0)._asdict(),
+                      scored_at_ns=found.at_ns, recorded_at_ns=1)  # fmt: skip
+        other = sqlite3.connect(file.path)
+        other.execute("BEGIN IMMEDIATE")
+        labelling = asyncio.create_task(memory.store.add_label(label))  # waits for its turn
+        await asyncio.sleep(0)
+        memory.remember("of-another", "bright", 1, "d", answered("").facts)
+        with pytest.raises(DeadlinePassed), deadline(0.05):
+            await memory.find("before")
+        other.rollback()
+        other.close()
+        await labelling
+        found = await memory.find("of-another")
+        await memory.close()
+        return found
+
+    assert asyncio.run(run()) is not None
+
+
+def test_an_answer_kept_by_a_service_that_remembers_nothing_is_given_by_one_that_does(
+    start: Start, models: Path, tmp_path: Path
+) -> None:
+    with redis_server(tmp_path) as server:
+        score(start(models, redis_url=server.url, feedback_ttl_s=0), "a", 51)
+        client = start(models, redis_url=server.url)
+        score(client, "own", 102)
+        score(client, "cached", 51)
+        assert say(client, "own").status_code == 200
+        refused(say(client, "cached"), 404)
+        assert 'anomaly_cache_requests_total{result="hit"} 1.0' in client.get("/metrics").text
+
+
+def test_an_id_used_again_loses_no_answer_in_redis(
+    start: Start, models: Path, tmp_path: Path
+) -> None:
+    publish_image(models, name="other")
+    with redis_server(tmp_path) as server:
+        client = start(models, redis_url=server.url, feedback_max_items=2)
+        ids = ("same|1", "same")
+        for id_ in ids:
+            score(client, id_, 51)
+            assert say(client, id_, "normal").json()["model"] == "bright"
+        score(client, "same", 102, "&model=other")
+        assert say(client, "same").json()["model"] == "other"
+        proposals = [
+            client.get(f"/feedback/proposal?model={model}&fpr=0.6").json()
+            for model in ("bright", "other")
+        ]
+        # of three the oldest is forgotten: "same|1"; of the others each counts where it is of
+        assert [p.get("answers") for p in proposals] == [1, None]
+        assert "there are 0" in proposals[1]["detail"]  # it is labelled anomalous
+        refused(say(client, "same|1"), 404)
+        score(client, "last", 52)  # forgets the first of "same", not the last
+        assert say(client, "last").status_code == 200
+        assert say(client, "same", "normal").json()["model"] == "other"
+        found = client.get("/feedback/proposal?model=other&fpr=0.6").json()
+        assert (found["answers"], found["labelled_normal"]) == (1, 1)
 
 
 def test_replicas_share_feedback_through_redis_which_delays_no_score_when_it_is_gone(

@@ -36,6 +36,7 @@ from service.detectors.iae_lstm_kl import GRAPH, IaeLstmKlParams, ScoreVariant
 from training.export import export_onnx, fold_batchnorm, round_to_half
 from training.families.base import FamilyConfig, PreparedData, Task
 from training.networks.hypersphere import HypersphereNet
+from training.processes import of_all
 from training.run import ArrayBatches, Run
 
 CENTRE_EPS = 0.1
@@ -161,7 +162,7 @@ class _Joint(_Pretrain):
         svdd = distance.mean()
         if c.boundary == "soft":
             svdd = self.radius**2 + F.relu(distance - self.radius**2).mean() / c.nu
-            self._update_radius(distance.detach())
+            self._update_radius(of_all(distance.detach()))
         mse, kl = F.mse_loss(x_hat, x), kl_to_normal(z, c.kl)
         loss = svdd + c.lambda_mse * mse + c.lambda_kl * kl
         self.log_dict({"loss": loss, "svdd": svdd, "mse": mse, "kl": kl}, prog_bar=True)
@@ -225,6 +226,7 @@ class IaeLstmKl:
         centre = centre_of(torch.cat(_in_batches(net.encode, train)))
         joint = _Joint(net, config, centre)
         run.train_stage("joint", joint, batches, config.epochs)
+        run.end_training()
 
         score: ScoreVariant = "svdd" if config.score == "auto" else config.score
         model = ScoreNet(net, series=series, soft=config.boundary == "soft", score=score)

@@ -16,14 +16,19 @@ export function readRows(text) {
 /** Lines that hold something; a line break within quotes does not end one. */
 function recordsOf(text) {
   const found = [];
-  let held = "";
+  let held = [];
+  let open = false;
+  const keep = () => {
+    const record = held.join("\n");
+    if (record.trim()) found.push(record);
+    held = [];
+  };
   for (const line of text.split(/\r\n|\n|\r/)) {
-    held = held ? `${held}\n${line}` : line;
-    if ((held.match(/"/g) ?? []).length % 2) continue;
-    if (held.trim()) found.push(held);
-    held = "";
+    held.push(line);
+    if ((line.match(/"/g) ?? []).length % 2) open = !open;
+    if (!open) keep();
   }
-  if (held.trim()) found.push(held);
+  keep();
   return found;
 }
 

@@ -2,7 +2,7 @@
 
 import { address } from "./api.js";
 import { byId, el, svg } from "./dom.js";
-import { hear, state, tell } from "./store.js";
+import { hear, state } from "./store.js";
 
 const EXAMPLES = [
   { files: ["digit-2.png"], model: "digits-nln", title: "Digit 2", about: "a kind it never saw" },
@@ -27,7 +27,6 @@ async function take(example, begin) {
   const task = state.models.find((m) => m.name === example.model).task;
   state.chosen[task] = example.model;
   byId(`model-${task}`).value = example.model;
-  tell("choice");
   await begin(files);
 }
 

@@ -12,24 +12,34 @@ import { hear, state, tell } from "./store.js";
 const TABLE = /\.(csv|tsv|txt)$/i;
 const isTable = (file) => TABLE.test(file.name) || file.type === "text/csv";
 
+let turns = 0; // of files to be scored anew; the last one counts
+let held = null; // what to do once there is a key
+
 /** Scores files: a table as sensor rows, everything else as images; the service judges them. */
 async function take(files, { anew = false } = {}) {
   notice("");
+  held = null;
+  const turn = anew ? ++turns : 0;
+  const overtaken = () => anew && turn !== turns;
   const tables = files.filter(isTable);
   const images = files.filter((file) => !isTable(file));
   if (!files.length) return;
   try {
     if (tables.length && !images.length) {
       if (tables.length > 1) notice(`One recording at a time: ${tables[0].name} is scored, the other ${tables.length - 1} are not.`);
-      await scoreRecording(tables[0], await chosenFor("timeseries"), byId("stride").value || null);
+      const chosen = await chosenFor("timeseries");
+      if (!overtaken()) await scoreRecording(tables[0], chosen, byId("stride").value || null);
       return;
     }
     if (tables.length) notice(`Images and tables are scored apart: drop ${tables.map((f) => f.name).join(", ")} alone.`);
     const chosen = await chosenFor("image");
+    if (overtaken()) return;
     if (anew) clear();
     scoreFiles(images, chosen);
   } catch (error) {
+    if (overtaken()) return;
     sorry(error);
+    if (error.status === 401) held = () => take(files, { anew });
   }
 }
 
@@ -111,6 +121,7 @@ export function wireIntake() {
   byId("clear").addEventListener("click", () => {
     clear();
     notice("");
+    held = null;
     byId("choose").focus();
   });
   wireExamples((files) => take(files, { anew: true }), sorry);
@@ -119,6 +130,7 @@ export function wireIntake() {
     const run = state.run;
     if (run?.task === task) take(task === "image" ? run.items.map((item) => item.file) : [run.file], { anew: true });
   });
+  hear("key-given", () => held?.());
   hear("run", () => {
     document.body.dataset.task = state.run?.task ?? "none";
     document.body.classList.toggle("busy", Boolean(state.run));

@@ -12,6 +12,7 @@ const FIGURES = {
 };
 
 let loading = null;
+let failure = null;
 
 /** Asks for all models, once at a time; those that were chosen stay so while they are there. */
 export function loadModels() {
@@ -33,6 +34,7 @@ async function ask() {
     }
     problem.hidden = true;
   } catch (error) {
+    failure = error;
     problem.hidden = false;
     problem.textContent = `The models cannot be listed: ${told(error)}`;
     if (error.status === undefined && error.name !== "Error") throw error;
@@ -46,11 +48,17 @@ async function ask() {
 /** What scoring a task needs: name, version and card of the chosen model. Throws what `call` does. */
 export async function chosenFor(task) {
   if (!state.models) await loadModels();
-  const name = state.chosen[task];
-  const model = state.models?.find((m) => m.name === name);
-  if (!model) throw new Error(`No model for ${TASKS[task]} is being served.`);
-  const card = await cardOf(model);
-  return { name, version: model.active_version, card };
+  if (!state.models) throw failure;
+  const wanted = () => state.models.find((m) => m.name === state.chosen[task]);
+  for (;;) {
+    const model = wanted();
+    if (!model) throw new Error(`No model for ${TASKS[task]} is being served.`);
+    const [name, version] = [model.name, model.active_version];
+    const card = await cardOf(model);
+    // while the card came, another model may have been chosen, or this one got another version
+    const now = wanted();
+    if (now?.name === name && now.active_version === version) return { name, version, card };
+  }
 }
 
 async function cardOf(model) {

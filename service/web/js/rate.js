@@ -63,7 +63,8 @@ function draw(run, scored) {
   const columns = new Map();
   for (const result of scored) {
     const column = Math.round((x(result.p_value) - LEFT) / (2 * DOT + 1));
-    columns.set(column, [...(columns.get(column) ?? []), result]);
+    if (!columns.has(column)) columns.set(column, []);
+    columns.get(column).push(result);
   }
   const highest = Math.max(...[...columns.values()].map((c) => c.length));
   const room = FLOOR - TOP;

@@ -26,6 +26,7 @@ export async function scoreRecording(file, chosen, stride) {
 
 async function score(run) {
   run.problem = "";
+  run.waits = false;
   run.busy = true;
   show(run);
   try {

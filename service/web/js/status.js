@@ -10,6 +10,7 @@ const PATIENCE_MS = 4000;
 
 let timer = 0;
 let asking = false;
+let known = ""; // models that are ready
 
 async function ask() {
   try {
@@ -32,7 +33,9 @@ function show(now, lines) {
   byId("status-lines").replaceChildren(...lines.map((line) => el("li", { text: line })));
   const lists = now === "ready" || now === "not-ready";
   const missed = !state.models && byId("key").hidden;
-  if (lists && (missed || (now !== before && before !== "starting"))) tell("reachable");
+  const others = now === "ready" && known && lines.join() !== known; // another version, say
+  if (now === "ready") known = lines.join();
+  if (lists && (missed || others || (now !== before && before !== "starting"))) tell("reachable");
   if (now === before) return;
   if (before !== "starting" || now !== "ready") announce(`${WORDS[now]}. ${now === "ready" ? "" : lines.join(". ")}`);
   tell("service");

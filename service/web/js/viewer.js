@@ -32,7 +32,10 @@ async function draw(run, item) {
   let [picture, heat] = await Promise.all([pictureOf(item.file), heatOf(map, run.card.calibration.map_scale)]);
   let note = "";
   if (!picture) [picture, note] = await fromService(run, item);
-  if (shown !== item) return;
+  if (shown !== item) {
+    picture?.close?.();
+    return;
+  }
   const stage = byId("stack");
   const base = byId("base");
   const top = byId("heat");
@@ -121,7 +124,7 @@ async function showNeighbours() {
           el("span", { className: "number", text: short(near.distance) })))),
       el("p", { className: "quiet", text: "Nearest normal training items and their distance, decoded from the network's memory: not the photographs." }));
   } catch (error) {
-    box.replaceChildren(el("p", { className: "problem", text: told(error) }));
+    if (shown === item) box.replaceChildren(el("p", { className: "problem", text: told(error) }));
   }
 }
 

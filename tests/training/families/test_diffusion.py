@@ -34,7 +34,10 @@ from training.families.diffusion.stages import CompressionStage, alpha_bars
 from training.networks import latent_unet
 from training.networks.pair_classifier import PairClassifier
 from training.networks.vq import LatentDecoder, nearest_codes, vq_model
+from training.processes import TrainSettings
 from training.run import ArrayBatches, Run
+
+CPU = TrainSettings(accelerator="cpu")
 
 SPEC = ImageInput(height=16, width=16, channels=1, mean=(0.5,), std=(0.5,))
 CONFIG = DiffusionConfig(
@@ -86,7 +89,7 @@ class Fitted:
 @pytest.fixture(scope="module")
 def fitted(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     root = tmp_path_factory.mktemp("diffusion")
-    run = Run(root / "run", seed=0, accelerator="cpu", progress=False)
+    run = Run(root / "run", seed=0, train=CPU, progress=False)
     model = Diffusion().fit(CONFIG, data, run)
     folder = root / "artifact"
     folder.mkdir()
@@ -170,7 +173,7 @@ def test_a_second_fit_in_the_same_run_folder_trains_nothing_and_gives_the_same_m
 ) -> None:
     stages = ["vq", "unet", "classifier"]
     written = [fitted.run.done(stage).stat().st_mtime_ns for stage in stages]
-    run = Run(fitted.run.folder, seed=0, accelerator="cpu", progress=False)
+    run = Run(fitted.run.folder, seed=0, train=CPU, progress=False)
     again = Diffusion().fit(CONFIG, data, run)
     assert [run.done(stage).stat().st_mtime_ns for stage in stages] == written
     assert again.selection == fitted.model.selection
@@ -186,7 +189,7 @@ def test_without_synthetic_anomalies_the_one_shot_error_is_the_score(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(fitted.run.folder, folder, ignore=shutil.ignore_patterns("selection.json"))
-    run = Run(folder, seed=0, accelerator="cpu", progress=False)
+    run = Run(folder, seed=0, train=CPU, progress=False)
     unselected = PreparedData(SPEC, data.train, data.validation)
     model = Diffusion().fit(CONFIG, unselected, run)
     assert model.variant == "one_shot"
@@ -199,7 +202,7 @@ def test_the_same_seed_gives_the_same_scores_and_another_seed_does_not(
     quick = CONFIG.model_copy(update={"vq_steps": 3, "unet_steps": 3, "classifier": False})
     few = PreparedData(SPEC, data.train[:64], data.validation[:8])
     chains = [
-        Diffusion().fit(quick, few, Run(tmp_path / name, seed, "cpu", progress=False)).chain
+        Diffusion().fit(quick, few, Run(tmp_path / name, seed, train=CPU, progress=False)).chain
         for name, seed in (("a", 3), ("b", 3), ("c", 4))
     ]
     np.testing.assert_array_equal(chains[0].pair_mean, chains[1].pair_mean)
@@ -209,7 +212,7 @@ def test_the_same_seed_gives_the_same_scores_and_another_seed_does_not(
 def test_an_image_size_that_cannot_be_halved_is_refused_by_its_numbers(tmp_path: Path) -> None:
     spec = SPEC.model_copy(update={"height": 28, "width": 28})
     x = np.zeros((4, 1, 28, 28), dtype=np.float32)
-    run = Run(tmp_path, accelerator="cpu", progress=False)
+    run = Run(tmp_path, train=CPU, progress=False)
     with pytest.raises(InvalidInput, match=r"28 x 28.*multiples of 8.*pad"):
         Diffusion().fit(DiffusionConfig(), PreparedData(spec, x, x), run)
 
@@ -289,7 +292,7 @@ def test_adversarial_compression_trains_both_sides(data: PreparedData, tmp_path:
     stage = CompressionStage(vq, 8, 1e-3, adversarial=True, perceptual_weight=1.0)
     both = (stage.discriminator.head.weight, vq.decoder.conv_in.weight)
     before = [p.detach().clone() for p in both]
-    run = Run(tmp_path, accelerator="cpu", progress=False)
+    run = Run(tmp_path, train=CPU, progress=False)
     run.train_stage("vq", stage, ArrayBatches(twice_as_wide, batch_size=6, seed=0), 2)
     assert not any(torch.equal(p, q) for p, q in zip(before, both, strict=True))
     assert all(torch.isfinite(p).all() for p in stage.parameters())

@@ -24,6 +24,7 @@ from training.families.nln.bank import Bank, detector_of, typical_of
 from training.families.nln.choice import choose
 from training.families.nln.index import build_index
 from training.networks.autoencoder import build_autoencoder
+from training.processes import TrainSettings
 from training.run import Run
 
 DIGIT_INPUT = ImageInput(height=8, width=8, channels=1, mean=(0.0,), std=(1.0,))
@@ -57,7 +58,7 @@ def with_pits(x: np.ndarray) -> np.ndarray:
 
 
 def run_in(folder: Path) -> Run:
-    return Run(folder, seed=0, accelerator="cpu", progress=False)
+    return Run(folder, seed=0, train=TrainSettings(accelerator="cpu"), progress=False)
 
 
 @pytest.fixture(scope="module")

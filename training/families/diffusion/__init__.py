@@ -100,6 +100,7 @@ class Diffusion:
             nets = dataclasses.replace(
                 nets, classifier=pair_classifier(config, nets, data.train, run)
             )
+        run.end_training()
         chain = Chain.draw(
             chunks(data.train[:1], encoder).shape[1:],
             ts=config.ts,

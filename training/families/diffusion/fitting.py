@@ -1,5 +1,7 @@
 """The three trainings in order, each on what the one before made, as it will be exported."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from jaxtyping import Float32
@@ -12,6 +14,7 @@ from training.families.diffusion.stages import CompressionStage, DenoisingStage,
 from training.networks.latent_unet import Denoiser
 from training.networks.pair_classifier import PairClassifier
 from training.networks.vq import LatentDecoder, LatentEncoder, nearest_codes, vq_model
+from training.processes import local_rank, made_once
 from training.run import ArrayBatches, Run
 
 _EPOCH_STEPS = 100
@@ -34,7 +37,7 @@ def _budget(x: np.ndarray, steps: int, batch: int, seed: int) -> tuple[np.ndarra
 
 
 def _device(run: Run) -> str:
-    return "cuda" if run.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    return f"cuda:{local_rank()}" if run.on_gpu else "cpu"
 
 
 def compression(
@@ -121,10 +124,21 @@ def _pair_bank(
 
     Made once; kept as ``pairs.npz`` in the run folder.
     """
-    path = run.folder / "pairs.npz"
-    if path.exists():
-        with np.load(path, allow_pickle=False) as bank:
-            return bank["x"], bank["same"], bank["other"]
+    path = made_once(
+        run.folder / "pairs.npz",
+        lambda: _make_pair_bank(config, nets, train, run, run.folder / "pairs.npz"),
+    )
+    with np.load(path, allow_pickle=False) as bank:
+        return bank["x"], bank["same"], bank["other"]
+
+
+def _make_pair_bank(
+    config: DiffusionConfig,
+    nets: Networks,
+    train: Float32[np.ndarray, "N C H W"],
+    run: Run,
+    path: Path,
+) -> None:
     run.seed_everything("pairs")
     rng = np.random.default_rng(run.seed)
     x = train[rng.permutation(len(train))[: config.pairs]]
@@ -157,4 +171,3 @@ def _pair_bank(
     temporary = path.with_name("pairs.new.npz")
     np.savez(temporary, allow_pickle=False, **narrow)
     temporary.replace(path)
-    return narrow["x"], narrow["same"], narrow["other"]

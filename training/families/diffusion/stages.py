@@ -20,6 +20,7 @@ from training.networks.discriminator import PatchDiscriminator
 from training.networks.latent_unet import Denoiser
 from training.networks.pair_classifier import PairClassifier
 from training.networks.vq import nearest_codes
+from training.processes import same_everywhere
 
 T = 1000
 
@@ -48,6 +49,8 @@ class CompressionStage(L.LightningModule):
     The first 30 % of the steps run without the codebook, which then starts from latents of the
     batch at hand: codes that start anywhere else are never chosen and stay dead.
     """
+
+    unused_parameters = True  # the codebook at first, the discriminator in its own turn
 
     def __init__(
         self,
@@ -138,6 +141,7 @@ def _start_codes(codebook: Float[Tensor, "K Z"], h: Float[Tensor, "N Z h w"]) ->
     """The codebook overwritten by randomly drawn latents."""
     flat = h.permute(0, 2, 3, 1).flatten(0, 2)
     codebook.copy_(flat[torch.randint(len(flat), (len(codebook),), device=flat.device)])
+    same_everywhere(codebook)
 
 
 class DenoisingStage(L.LightningModule):

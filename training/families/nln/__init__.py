@@ -82,6 +82,7 @@ class Nln:
         epochs = max(1, round(config.steps / len(batches)))
         module = Reconstruction(network, params, config, epochs * len(batches))
         run.train_stage("autoencoder", module, batches, epochs)
+        run.end_training()
         _lay_out(network, torch.contiguous_format)
         model = build_bank(network, params, config, data.train, run.seed)
         return replace(model, params=choose(config, model, data))
