@@ -68,7 +68,7 @@ class Proposal:
     sample: int
     """Of these, images, and windows that share no rows; all counts below are of the sample."""
     anomalous: int
-    """Labelled so, or windows that share rows with one labelled so: taken out."""
+    """Labelled so, or windows that share rows with one that is; taken out."""
     normal: int
     """Labelled so."""
     began_ns: int
@@ -116,11 +116,11 @@ def propose(observed: Observed, current: Calibration, fpr: float, rows_apart: in
     if not LEAST_FPR <= fpr < 1:
         raise InvalidInput(f"fpr must be at least {LEAST_FPR:g}, and less than 1; got {fpr}")
     once = observed.distinct()
-    chosen = once.independent(rows_apart)
-    sample = once.taken(chosen)
-    # a window that shares rows with an anomaly is no normal one, whether it was labelled or not
-    trimmed = once.touching(once.label == ANOMALOUS, rows_apart)[chosen]
-    kept = sample.raw[~trimmed]
+    # a window that shares rows with an anomaly is no normal one, whatever was said of it itself
+    touched = once.touching(once.label == ANOMALOUS, rows_apart)
+    once = replace(once, label=np.where(touched, np.int8(ANOMALOUS), once.label))
+    sample = once.taken(once.independent(rows_apart))
+    kept = sample.raw[sample.label != ANOMALOUS]
     check_enough(len(kept), fpr)
     new = Calibration.fit(kept)
     threshold = new.threshold(fpr)

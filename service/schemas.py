@@ -526,7 +526,9 @@ class ProposalBody(Body):
     distinct_items: int = Field(description="What was sent more than once counted once.")
     sample: int = Field(description="Of these, images, or windows that share no rows.")
     labelled_normal: int = Field(description="Of the sample.")
-    labelled_anomalous: int = Field(description="Of the sample; they are left out.")
+    labelled_anomalous: int = Field(
+        description="Of the sample, with windows that share rows with one labelled so; left out."
+    )
     n: int = Field(description="Scores of the proposed calibration.")
     finest_fpr: float = Field(description="The finest rate it could promise.")
     current: CalibrationInForce

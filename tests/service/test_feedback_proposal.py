@@ -188,6 +188,31 @@ def test_no_two_windows_of_the_sample_share_rows_whatever_they_scored(
     assert again.start.tolist() == kept.start.tolist()
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 60), st.booleans()), min_size=1),
+    st.integers(1, 9),
+)
+def test_windows_touch_those_of_their_recording_that_they_share_rows_with(
+    items: list[tuple[int, int, bool]], apart: int
+) -> None:
+    series, start, chosen = (list(c) for c in zip(*items, strict=True))
+    found = windows(start, series).touching(np.array(chosen), apart)
+    for i, (mine, at, _) in enumerate(items):
+        near = any(c and s == mine and abs(b - at) < apart for s, b, c in items)
+        assert found[i] == near
+
+
+def test_one_label_takes_out_all_windows_that_share_rows_with_the_one_that_got_it() -> None:
+    raw = np.linspace(0, 1, 400)
+    label = np.zeros(400, np.int8)
+    label[203] = ANOMALOUS  # itself thinned away: windows of 4 rows, one each row, 0 4 8 ... stay
+    at_ns = np.linspace(0, 2 * DAY_NS, 400)
+    found = propose(windows(np.arange(400), raw=raw, label=label, at_ns=at_ns), CURRENT, 0.05, 4)
+    assert found.sample == 100
+    assert set(raw[::4]) - set(found.calibration.scores.tolist()) == {raw[200], raw[204]}
+    assert found.anomalous == 2
+
+
 def test_a_stream_that_was_begun_anew_is_another_one_and_a_repeated_append_is_not() -> None:
     start = [0, 2, 4, 6, 4, 6, 0, 2, 4]  # the second 4, 6: appended again under the same key
     raw = [0.1, 0.2, 0.3, 0.4, 0.3, 0.4, 0.5, 0.6, 0.7]

@@ -461,7 +461,7 @@ def test_an_append_that_redis_cannot_take_is_not_acknowledged(
 def test_what_was_acknowledged_outlives_a_redis_that_keeps_a_log(
     start: Start, tmp_path: Path
 ) -> None:
-    options = ("--appendonly", "yes")
+    options = ("--appendonly", "yes", "--appendfsync", "always")
     with redis_server(tmp_path, *options) as server:
         client = start(redis_url=server.url)
         for i in range(5):
