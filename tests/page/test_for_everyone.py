@@ -75,6 +75,15 @@ def test_a_narrow_screen_is_never_scrolled_sideways(small: str, open_page: Open)
         cleared(page)
 
 
+def test_the_head_of_the_page_is_one_line_on_a_narrow_screen(small: str, open_page: Open) -> None:
+    page = open_page(small, viewport={"width": 360, "height": 740})
+    expect(page.locator("#status")).to_have_attribute("data-state", "ready")
+    boxes = [page.locator(s).bounding_box() for s in (".brand", ".top nav", "#status")]
+    middles = [box["y"] + box["height"] / 2 for box in boxes if box is not None]
+    assert len(middles) == 3
+    assert max(middles) - min(middles) < 4
+
+
 def test_an_example_is_scored_and_judged_by_keyboard_alone(shipped: str, open_page: Open) -> None:
     page = open_page(shipped)
     expect(page.locator("#example-list button").first).to_be_visible()

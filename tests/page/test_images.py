@@ -64,6 +64,20 @@ def test_the_overlay_at_full_opacity_is_the_heatmap_of_the_service(
     assert np.abs(shown - expected).max() < 12  # the map has 256 steps of its own maximum
 
 
+def test_the_highest_regions_are_listed_highest_first(shipped: str, open_page: Open) -> None:
+    files = {"image": (EXAMPLES / "tile-blowhole.png").read_bytes()}
+    answer = httpx.post(f"{shipped}/score?model=tiles-nln", files=files).json()
+    regions = sorted(answer["results"][0]["regions"], key=lambda r: -r["peak"])
+    page = open_page(shipped)
+    page.locator("#example-list button", has_text="blowhole").click()
+    listed = page.locator("#facts-regions li")
+    expect(listed).to_have_count(3)
+    for line, region in zip(listed.all_inner_texts(), regions, strict=False):
+        where = f"{region['width']} by {region['height']} px at x {region['x']}, y {region['y']}: "
+        assert line.startswith(where)
+    expect(page.locator("#facts-regions")).to_contain_text(f"{len(regions)} regions stand out")
+
+
 def test_the_slider_of_the_heatmap_makes_it_lighter_and_regions_can_be_hidden(
     shipped: str, open_page: Open
 ) -> None:

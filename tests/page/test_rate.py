@@ -54,3 +54,70 @@ def test_the_rate_is_bounded_by_the_calibration_and_goes_back_to_the_models(
     page.get_by_role("button", name="Back to the model's rate").click()
     expect(page.locator("#rate-value")).to_have_text("0.01")
     expect(page.locator("#alarms")).to_have_text("10")
+
+
+def test_arrow_keys_move_the_rate_one_step_from_the_models_own_and_back(
+    small: str, open_page: Open
+) -> None:
+    page = open_page(small)
+    choose(page, level_files([250]))
+    expect(page.locator("#flagged-of")).to_have_text("of 1 flagged")
+    slider, reset = page.locator("#rate-input"), page.locator("#rate-reset")
+    slider.focus()
+    default = int(slider.input_value())
+    for key, value in (
+        ("ArrowRight", default + 1),
+        ("ArrowLeft", default),
+        ("ArrowLeft", default - 1),
+    ):
+        page.keyboard.press(key)
+        expect(slider).to_have_value(str(value))
+        expect(reset).to_be_visible(visible=value != default)
+    assert shown_rate(page) > 0.01
+
+
+def test_a_hand_near_the_models_rate_sets_exactly_that(small: str, open_page: Open) -> None:
+    page = open_page(small)
+    choose(page, level_files([250]))
+    expect(page.locator("#flagged-of")).to_have_text("of 1 flagged")
+    slider = page.locator("#rate-input")
+    default = int(slider.input_value())
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight"):
+        slider.press(key)
+    expect(slider).to_have_value(str(default + 3))
+    box = slider.bounding_box()
+    assert box is not None
+    y, thumb = box["y"] + box["height"] / 2, 20
+
+    def x(value: float) -> float:
+        return box["x"] + thumb / 2 + value / 1000 * (box["width"] - thumb)
+
+    page.mouse.move(x(default + 3), y)
+    page.mouse.down()
+    page.mouse.move(x(default + 100), y)
+    expect(page.locator("#rate-reset")).to_be_visible()
+    page.mouse.move(x(default + 2), y)
+    expect(page.locator("#rate-reset")).to_be_hidden()
+    page.mouse.up()
+    assert shown_rate(page) == 0.01
+
+
+def test_a_model_that_knows_nothing_of_what_it_was_given_is_doubted(
+    small: str, open_page: Open
+) -> None:
+    page = open_page(small)
+    expect(page.locator("#title-image")).to_have_text("miniature bright")
+    doubt = page.locator("#doubt")
+    choose(page, level_files([250, 250]))
+    expect(page.locator("#flagged-of")).to_have_text("of 2 flagged")
+    expect(doubt).to_be_hidden()  # two are too few to say
+    choose(page, level_files([250]))
+    expect(doubt).to_have_text(
+        "Nearly all are unlike anything bright was trained on. Is it the right model?"
+    )
+    choose(page, level_files([10]))  # three of four are less than 80 %
+    expect(doubt).to_be_hidden()
+    choose(page, level_files([250]))
+    expect(doubt).to_be_visible()
+    page.get_by_role("button", name="Clear").click()
+    expect(doubt).to_be_hidden()

@@ -5,7 +5,7 @@ import re
 
 import httpx
 import numpy as np
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.page.conftest import Open
 from tests.page.pictures import EXAMPLES, choose, sensor_csv
@@ -84,6 +84,15 @@ def test_windows_that_cannot_be_scored_say_why(small: str, open_page: Open) -> N
     page = open_page(small)
     choose(page, [{**file, "buffer": "\n".join(lines).encode()}])
     expect(page.locator("#chart .gap").first).to_be_visible()
+    expect(page.locator("#gap-legend")).to_be_visible()
+    alphas = page.locator("#sensor-cells").evaluate(
+        """c => [...c.getContext("2d").getImageData(0, 0, c.width, 1).data]
+            .filter((_, i) => i % 4 === 3)"""
+    )
+    assert {0, 255} == set(alphas)  # clear where there are no shares, not the colour of zero
+    expect(page.locator("#unscored")).to_have_text(str(alphas.count(0)))
+    expect(page.locator("#unscored-why")).to_have_text(f"of {len(alphas)} not scorable")
+    expect(page.locator("#flagged-of")).to_have_text(f"of {alphas.count(255)} flagged")
     page.get_by_text("Windows as a table").click()
     expect(page.locator("#windows-table")).to_contain_text("Not scorable: time gap")
 
@@ -95,8 +104,35 @@ def test_a_csv_of_wrong_columns_shows_what_is_wrong_and_another_can_follow(
     choose(page, [{"name": "a.csv", "mimeType": "text/csv", "buffer": b"power,fog\n1,2\n"}])
     expect(page.locator("#series-problem")).to_contain_text("unknown column 'fog'")
     expect(page.locator("#series-problem")).to_contain_text("missing column 'wind'")
+    expect(page.locator("#window")).to_be_hidden()
+    expect(page.get_by_role("button", name="Try again")).to_be_hidden()  # it would not change
+    choose(page, [sensor_csv(2, 2)])
+    told = re.compile(r"2 rows were sent; one window needs 6 \(4 \+ 2 for smoothing\) · HTTP 422")
+    expect(page.locator("#series-problem")).to_have_text(told)  # and no second time in other words
     choose(page, [sensor_csv(60, 60)])
     expect(page.locator("#series-problem")).to_be_hidden()
+    expect(page.locator("#chart .scores")).to_be_visible()
+    expect(page.locator("#window")).to_be_visible()
+
+
+def test_what_may_pass_can_be_tried_again(small: str, open_page: Open) -> None:
+    page = open_page(small)
+    again = page.get_by_role("button", name="Try again")
+    answers = [(500, True), (503, True), (429, True), (413, False), (415, False), (503, True)]
+
+    def refuse(route: Route) -> None:
+        route.fulfill(status=answers[0][0], json={"detail": f"refused: {answers[0][0]}"})
+
+    page.route("**/score/timeseries*", refuse)
+    while answers:
+        status, may_pass = answers[0]
+        choose(page, [sensor_csv(60, 60)])
+        expect(page.locator("#series-problem")).to_contain_text(f"refused: {status}")
+        expect(again).to_be_visible(visible=may_pass)
+        answers.pop(0)
+    page.unroute("**/score/timeseries*")
+    again.click()
+    expect(again).to_be_hidden()
     expect(page.locator("#chart .scores")).to_be_visible()
 
 

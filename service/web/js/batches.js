@@ -81,10 +81,25 @@ export async function scoreAll(items, query, { signal, done, failed, sending, no
   if (stopped) throw stopped.reason;
 }
 
+/** Whether the same request may succeed later: nothing came back, too busy, or the service failed. */
+export function mayPass(error) {
+  return !(error instanceof Problem) || error.status === 429 || error.status >= 500;
+}
+
+const wordsOf = (text) => text.match(/[\p{L}\p{N}_]+(\.\p{N}+)?/gu) ?? [];
+
+/** What of a text is news: its numbers and the names it quotes; of one that has neither, its words. */
+function tells(text) {
+  const quoted = wordsOf((text.match(/'[^']*'/g) ?? []).join(" "));
+  const facts = [...quoted, ...wordsOf(text).filter((word) => /^\p{N}/u.test(word))];
+  return facts.length ? facts : wordsOf(text);
+}
+
 /** What to say of an error. */
 export function told(error) {
   if (error instanceof Away) return `${error.message} It is asked every few seconds; go on when it is back.`;
-  const more = (error.body?.errors ?? []).map((e) => e.detail).filter((d) => !error.message.includes(d));
+  const said = new Set(wordsOf(error.message));
+  const more = (error.body?.errors ?? []).map((e) => e.detail).filter((detail) => !tells(detail).every((word) => said.has(word)));
   const id = error.body?.request_id;
   return [error.message, ...more.slice(0, 3), ...(id ? [`HTTP ${error.status}, request ${id}`] : [])].join(" · ");
 }

@@ -143,7 +143,8 @@ function drawSensors(run, last, selected) {
   byId("sensors").hidden = !scored.length;
   if (!scored.length) return;
   if (!run.sensors) run.sensors = overTime(run.results, scored);
-  const { names, rows, scale } = run.sensors;
+  const { names, rows, scale, gaps } = run.sensors;
+  byId("gap-legend").hidden = !gaps;
   paintCells(byId("sensor-cells"), rows, scale);
   byId("sensor-names").replaceChildren(...names.map((name) => Object.assign(document.createElement("li"), { textContent: name, title: name })));
   byId("sensor-scale").textContent = `${Math.round(scale * 100)} %`;
@@ -163,8 +164,8 @@ function overTime(results, scored) {
   const names = [...total.keys()].sort((a, b) => total.get(b) - total.get(a)).slice(0, SENSORS);
   const count = Math.min(results.length, MOST_COLUMNS);
   const at = Array.from({ length: count }, (_, i) => results[Math.floor((i * results.length) / count)]);
-  const shares = at.map((r) => new Map(r.contributions.map((c) => [c.column, c.share])));
-  const rows = names.map((name) => shares.map((share) => share.get(name) ?? 0));
+  const shares = at.map((r) => r.contributions.length && new Map(r.contributions.map((c) => [c.column, c.share])));
+  const rows = names.map((name) => shares.map((share) => (share ? share.get(name) ?? 0 : null)));
   const scale = Math.max(...rows.flat());
-  return { names, rows, scale };
+  return { names, rows, scale, gaps: shares.includes(0) };
 }

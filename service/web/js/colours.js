@@ -34,14 +34,14 @@ export function overlay(residuals, scale, width, height) {
   return image;
 }
 
-/** Draws rows of residuals as blocks of colour, one canvas pixel a cell. */
+/** Draws rows of residuals as blocks of colour, one canvas pixel a cell; null leaves a cell clear. */
 export function paintCells(canvas, rows, scale) {
   canvas.width = rows[0].length;
   canvas.height = rows.length;
   const image = new ImageData(canvas.width, canvas.height);
   rows.forEach((row, y) => {
     row.forEach((value, x) => {
-      image.data.set([...COLOURS[levelOf(value, scale)], 255], 4 * (y * canvas.width + x));
+      if (value !== null) image.data.set([...COLOURS[levelOf(value, scale)], 255], 4 * (y * canvas.width + x));
     });
   });
   canvas.getContext("2d").putImageData(image, 0, 0);

@@ -2,6 +2,7 @@
 
 import { address } from "./api.js";
 import { byId, el, svg } from "./dom.js";
+import { showTitle } from "./models.js";
 import { hear, state } from "./store.js";
 
 const EXAMPLES = [
@@ -27,6 +28,7 @@ async function take(example, begin) {
   const task = state.models.find((m) => m.name === example.model).task;
   state.chosen[task] = example.model;
   byId(`model-${task}`).value = example.model;
+  showTitle(task);
   await begin(files);
 }
 

@@ -1,7 +1,7 @@
 // A run of images: scoring them, the grid of all, and which one is looked at.
 
 import { Problem } from "./api.js";
-import { scoreAll, told } from "./batches.js";
+import { mayPass, scoreAll, told } from "./batches.js";
 import { DECISIONS, decide, scoreText } from "./decision.js";
 import { announce, byId, el, reveal } from "./dom.js";
 import { thumbnail } from "./residuals.js";
@@ -168,7 +168,7 @@ export function wireImages() {
     const run = state.run;
     if (run.task !== "image") return;
     for (const item of run.items) {
-      if (item.status === "failed" && (item.error?.status ?? 0) >= 429) change(run, item, { status: "waiting" });
+      if (item.status === "failed" && mayPass(item.error)) change(run, item, { status: "waiting" });
     }
     go(run);
   });
@@ -196,7 +196,7 @@ function showProgress() {
   bar.value = settled;
   bar.hidden = settled === total;
   byId("stop").hidden = !run.stop || settled === total;
-  const again = run.items.some((item) => item.status === "failed" && (item.error?.status ?? 0) >= 429);
+  const again = run.items.some((item) => item.status === "failed" && mayPass(item.error));
   byId("go-on").hidden = Boolean(run.stop) || (settled === total && !again);
   byId("progress-text").textContent = [
     `${settled - failed} of ${total} scored`,

@@ -80,7 +80,14 @@ function showChoice() {
       el("option", { value: m.name, selected: m.name === state.chosen[task], text: m.name + (m.status === "ready" ? "" : ` (${m.status.replace("_", " ")})`) })));
     if (!usable.length) select.append(el("option", { value: "", text: `none for ${noun}` }));
     select.disabled = !usable.length;
+    showTitle(task);
   }
+}
+
+/** What the chosen model takes for normal, beside its name. */
+export function showTitle(task) {
+  const model = state.models?.find((m) => m.name === state.chosen[task]);
+  byId(`title-${task}`).textContent = model?.title ?? "";
 }
 
 async function showCards() {
@@ -150,6 +157,7 @@ export function wireModels() {
   for (const task of Object.keys(TASKS)) {
     byId(`model-${task}`).addEventListener("change", (event) => {
       state.chosen[task] = event.target.value;
+      showTitle(task);
       tell("chosen", task);
     });
   }

@@ -10,6 +10,8 @@ const COARSEST = 0.5;
 const [TOP, FLOOR, HEIGHT] = [14, 66, 94];
 const [LEFT, RIGHT] = [12, 30];
 const DOT = 3.5;
+const CATCH = 4; // steps: a hand is not finer than this
+const [DOUBT_FROM, DOUBT_SHARE] = [3, 0.8];
 
 let width = 0;
 
@@ -23,16 +25,18 @@ export function scoredOf(run) {
   return all.filter((result) => result && typeof result.p_value === "number");
 }
 
-function setRate(fpr) {
+/** Sets the rate; one within `catches` steps of the model's own is taken to mean that. */
+function setRate(fpr, catches = 0.5) {
   const run = state.run;
-  const low = finest(run.card);
-  run.fpr = Math.min(Math.max(fpr, low), COARSEST);
-  if (Math.abs(Math.log(run.fpr / run.defaultFpr)) < 0.03) run.fpr = run.defaultFpr;
+  run.fpr = Math.min(Math.max(fpr, finest(run.card)), COARSEST);
+  const away = Math.abs(place(run.fpr, run.card) - place(run.defaultFpr, run.card)) * STEPS;
+  if (away < catches) run.fpr = run.defaultFpr;
   tell("rate");
 }
 
 function show() {
   const run = state.run;
+  showDoubt(run);
   byId("rate").hidden = !run || !scoredOf(run).length;
   if (byId("rate").hidden) return;
   const { fpr, card } = run;
@@ -47,12 +51,28 @@ function show() {
   byId("rate-reset").hidden = fpr === run.defaultFpr;
   byId("flagged").textContent = flagged.toLocaleString("en");
   byId("flagged-of").textContent = `of ${scored.length.toLocaleString("en")} flagged`;
+  const total = run.task === "timeseries" ? run.results.length : scored.length;
+  const without = total - scored.length;
+  byId("unscored").textContent = without.toLocaleString("en");
+  byId("unscored-why").textContent = `of ${total.toLocaleString("en")} not scorable`;
+  byId("unscored-of").hidden = !without;
   byId("review-count").textContent = review.toLocaleString("en");
   byId("review-of").textContent = "for review";
   byId("alarms").textContent = alarms;
   byId("alarms-of").textContent = "false alarms per 1,000 normal";
   byId("rate-note").textContent = `Flagged: p ≤ ${short(fpr)}. Review: up to ${short(reviewRate(fpr, card))}. Expected on average, for normal ${run.noun} like the ${card.calibration.n.toLocaleString("en")} of the calibration, which allows rates from ${short(finest(card))}.`;
   if (width) draw(run, scored);
+}
+
+/** Says so where nearly all is further out than everything the model was calibrated on. */
+function showDoubt(run) {
+  const scored = run ? scoredOf(run) : [];
+  const far = scored.filter((r) => r.p_value <= finest(run.card) * (1 + 1e-9)).length;
+  const doubt = byId("doubt");
+  const text = scored.length >= DOUBT_FROM && far >= DOUBT_SHARE * scored.length
+    ? `Nearly all are unlike anything ${run.model} was trained on. Is it the right model?` : "";
+  doubt.hidden = !text;
+  if (doubt.textContent !== text) doubt.textContent = text;
 }
 
 /** Columns of dots, or bars where there are too many for dots. */
@@ -114,7 +134,10 @@ function ticks(card) {
 export function wireRate() {
   const input = byId("rate-input");
   input.max = STEPS;
-  input.addEventListener("input", () => setRate(rateAt(Number(input.value), state.run.card)));
+  let byHand = false;
+  input.addEventListener("pointerdown", () => (byHand = true));
+  for (const end of ["change", "keydown", "pointercancel"]) input.addEventListener(end, () => (byHand = false));
+  input.addEventListener("input", () => setRate(rateAt(Number(input.value), state.run.card), byHand ? CATCH : undefined));
   input.addEventListener("change", () => announce(input.getAttribute("aria-valuetext")));
   byId("rate-reset").addEventListener("click", () => {
     setRate(state.run.defaultFpr);

@@ -1,7 +1,7 @@
 // A run over one recording of sensors: scoring it, and the window that is looked at.
 
 import { call } from "./api.js";
-import { told } from "./batches.js";
+import { mayPass, told } from "./batches.js";
 import { drawChart } from "./chart.js";
 import { readRows } from "./csv.js";
 import { announce, byId, el, onWidth } from "./dom.js";
@@ -26,6 +26,7 @@ export async function scoreRecording(file, chosen, stride) {
 
 async function score(run) {
   run.problem = "";
+  run.again = false;
   run.waits = false;
   run.busy = true;
   show(run);
@@ -39,6 +40,7 @@ async function score(run) {
   } catch (error) {
     if (error.name === "AbortError") return;
     run.problem = told(error);
+    run.again = mayPass(error);
     run.waits = error.status === 401;
   }
   run.busy = false;
@@ -67,11 +69,12 @@ function show(run) {
   const problem = byId("series-problem");
   problem.hidden = !run.problem;
   problem.textContent = run.problem;
-  byId("series-again").hidden = !run.problem;
+  byId("series-again").hidden = !run.again;
   byId("series-busy").hidden = !run.busy;
   byId("series-warnings").replaceChildren(...run.warnings.map((text) => el("li", { text })));
   byId("series-size").textContent = run.rows ? `${run.rows.lines.length.toLocaleString("en")} rows · ${run.results.length.toLocaleString("en")} windows` : "";
   byId("series-body").hidden = !run.results.length;
+  byId("window").hidden = !run.results.length;
   drawAll(run);
   showTable(run);
 }

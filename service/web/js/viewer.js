@@ -9,6 +9,7 @@ import { feedbackFor } from "./feedback.js";
 import { heatOf, pictureOf } from "./residuals.js";
 import { hear, state } from "./store.js";
 
+const MOST_REGIONS = 3;
 let shown = null;
 
 /** Shows an item of a run of images. */
@@ -50,7 +51,7 @@ async function draw(run, item) {
   outline(map, regions);
   byId("picture-note").textContent = note;
   byId("legend-high").textContent = short(run.card.calibration.map_scale);
-  top.setAttribute("aria-label", `${item.file.name}, ${map.width} by ${map.height} pixels, with its residuals: ${regionsInWords(regions)}`);
+  top.setAttribute("aria-label", `${item.file.name}, ${map.width} by ${map.height} pixels, with its residuals. ${regionsInWords(regions).flat().join(" ")}`);
   picture?.close?.();
   byId("viewer").dataset.shown = item.id;
 }
@@ -74,11 +75,12 @@ function outline(map, regions) {
     ["halo", "line"].map((kind) => svg("rect", { class: kind, x: r.x, y: r.y, width: r.width, height: r.height }))));
 }
 
+/** How many regions stand out, and the highest of them as texts. */
 function regionsInWords(regions) {
-  if (!regions.length) return "no region stands out.";
-  const { x, y, width, height, peak } = regions[0];
-  const many = regions.length === 1 ? "one region stands out" : `${regions.length} regions stand out`;
-  return `${many}; the highest is ${width} by ${height} pixels at x ${x}, y ${y} (peak ${short(peak)}).`;
+  const highest = [...regions].sort((a, b) => b.peak - a.peak).slice(0, MOST_REGIONS);
+  const many = ["No region stands out", "One region stands out"][regions.length] ?? `${regions.length} regions stand out`;
+  const words = regions.length > highest.length ? `${many}; the ${highest.length} highest:` : `${many}${highest.length ? ":" : "."}`;
+  return [words, highest.map(({ x, y, width, height, peak }) => `${width} by ${height} px at x ${x}, y ${y}: peak ${short(peak)}`)];
 }
 
 function describe(run, item) {
@@ -94,7 +96,8 @@ function describe(run, item) {
     ["Model", `${run.model}/${run.version}`],
   ];
   byId("facts-list").replaceChildren(...rows.map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))));
-  byId("facts-regions").textContent = `Regions: ${regionsInWords(result.regions)}`;
+  const [words, highest] = regionsInWords(result.regions);
+  byId("facts-regions").replaceChildren(el("p", { text: words }), el("ol", {}, highest.map((text) => el("li", { text }))));
   byId("image-feedback").replaceChildren(feedbackFor(item, item.requestId, result.index));
   byId("neighbours").hidden = run.card.family !== "nln";
 }
