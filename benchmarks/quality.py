@@ -30,10 +30,11 @@ from sklearn.metrics import roc_auc_score
 
 from service.contract import store
 from service.contract.manifest import SeriesInput
+from training.commit import commit_of_the_code
 from training.config import load_data, make_config
 from training.data.base import ImageData, SeriesData
 from training.metrics import false_alarm_rate
-from training.publish import CONFIG, commit_of_the_code
+from training.publish import CONFIG
 
 RESULTS = Path(__file__).parent / "results"
 TARGETS = {  # of the project's own plan: (figure, at least)

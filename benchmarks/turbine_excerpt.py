@@ -15,7 +15,7 @@ import numpy as np
 import typer
 from quality import RESULTS, running_service
 
-from training.publish import commit_of_the_code
+from training.commit import commit_of_the_code
 
 MODEL = "turbine-iae-lstm-kl"
 

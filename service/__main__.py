@@ -1,6 +1,7 @@
 """``python -m service``: the service on ANOMALY_HOST:ANOMALY_PORT until SIGTERM or Ctrl-C."""
 
 import argparse
+import logging.config
 import os
 import sys
 import tempfile
@@ -15,12 +16,12 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service.app import create_app
-from service.connection import TimedHeaders
+from service.connection import TimedHeaders, why_not_listening
 from service.contract import store
 from service.keys import ApiKeys, KeysMalformed
 from service.logs import log_config
 from service.redis_link import RedisLink
-from service.settings import Settings
+from service.settings import Settings, unknown_variables
 
 _GRACE_S = 1.0
 # a worker that is begun anew serves what the others do
@@ -42,7 +43,7 @@ def served() -> FastAPI:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 after a clean end, 2 for settings that are wrong."""
+    """0 after a clean end, 2 for settings that are wrong, 3 for a port that cannot be had."""
     parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
     for option in _OPTIONS:
         parser.add_argument(
@@ -66,11 +67,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         for e in error.errors():
             name = f"ANOMALY_{str(e['loc'][0]).upper()}"
-            sys.stderr.write(f"{name}: {e['msg']}, got {e['input']!r}\n")
+            what = e["msg"].removeprefix("Value error, ")
+            sys.stderr.write(f"{name}: {what}, got {e['input']!r}\n")
         return 2
     except (ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    refusal = why_not_listening(settings.host, settings.port)
+    if refusal is not None:
+        sys.stderr.write(f"ANOMALY_PORT: cannot listen on {refusal}\n")
+        return 3
+    logging.config.dictConfig(log_config(settings.log_format))
+    logging.getLogger("service").setLevel(settings.log_level.upper())
+    unknown = unknown_variables(os.environ)
+    if unknown:
+        logging.getLogger("service").warning("no settings, ignored: %s", "; ".join(unknown))
     found = {
         name: max(store.versions(settings.models_dir, name))
         for name in store.names(settings.models_dir)

@@ -6,6 +6,9 @@ connection, and memory, for ever.
 """
 
 import asyncio
+import errno
+import os
+import socket
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -58,3 +61,26 @@ class TimedHeaders(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def why_not_listening(host: str, port: int) -> str | None:
+    """Address and reason, where another process has the port or this user may not have it.
+
+    uvicorn finds that out itself, but only after models began to load, and goes on to talk of it.
+    Whatever else is wrong with an address is left to it.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return None
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return f"{host}:{port} ({os.strerror(error.errno)})"
+    return None

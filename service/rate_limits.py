@@ -58,8 +58,7 @@ class Rate:
         match = _RATE.fullmatch(text)
         if match is None:
             raise ValueError(
-                f"a rate is a number of requests and a period, as in 100/s, 600/min or 5000/h; "
-                f"got {text!r}"
+                "a rate is a number of requests and a period, as in 100/s, 600/min or 5000/h"
             )
         return cls(int(match[1]), _PERIODS[match[2]])
 

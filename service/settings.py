@@ -1,7 +1,9 @@
 """Every environment variable of the service, ``ANOMALY_*``: type, unit, default, reason."""
 
+import difflib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -9,12 +11,18 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.rate_limits import Rate
 from service.runtime import Provider
 
+PREFIX: Final = "ANOMALY_"
+# read by the client, by training and by the tests
+_OF_OTHERS: Final = frozenset(
+    {"ANOMALY_URL", "ANOMALY_API_KEY", "ANOMALY_DATA_DIR", "ANOMALY_TEST_BROWSER"}
+)
+
 
 class Settings(BaseSettings):
     """Built once, by ``create_app``, and passed down. An empty variable counts as unset."""
 
     model_config = SettingsConfigDict(
-        env_prefix="ANOMALY_", env_ignore_empty=True, frozen=True, extra="ignore"
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore"
     )
 
     models_dir: Path = Field(Path("models"), description="Folder of artifacts and active.json.")
@@ -77,7 +85,8 @@ class Settings(BaseSettings):
     )
     streams_max: int = Field(256, ge=1, description="Streams that are kept without a Redis.")
     rate_limit: str | None = Field(
-        None, description="Scorings a caller may ask for: 100/s, 600/min, 5000/h; unset = any."
+        None,
+        description="Scorings and labels a caller may send: 100/s, 600/min, 5000/h; unset = any.",
     )
     api_keys_file: Path | None = Field(
         None, description="File of keys, one name:scope[,scope]:secret a line; read when changed."
@@ -155,3 +164,20 @@ class Settings(BaseSettings):
                 where = f"ANOMALY_REDIS_URL_FILE: {self.redis_url_file}"
                 raise ValueError(f"{where}: cannot be read ({error.strerror})") from None
         return None
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """The variables that look like settings and are none, each with the name that is nearest."""
+    settings = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    # Kubernetes tells pods of services by variables of this form
+    services = [n.removesuffix("_SERVICE_HOST") for n in environment if n.endswith("_SERVICE_HOST")]
+    announced = tuple(f"{s}_{kind}" for s in services for kind in ("SERVICE_", "PORT"))
+    unknown = []
+    for name in sorted(environment):
+        known = name.upper() in settings or name.upper() in _OF_OTHERS
+        if known or not name.upper().startswith(PREFIX) or name.startswith(announced):
+            continue
+        rest = name.upper().removeprefix(PREFIX)  # what all have in common makes nothing alike
+        near = difflib.get_close_matches(rest, [s.removeprefix(PREFIX) for s in settings], n=1)
+        unknown.append(f"{name} (did you mean {PREFIX}{near[0]}?)" if near else name)
+    return unknown

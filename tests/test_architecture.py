@@ -35,9 +35,13 @@ def test_the_core_loads_nothing_of_the_web(module: str) -> None:
     assert not loaded_by(module) & {*WEB, *HEAVY, "training", "service.app", "service.settings"}
 
 
+def test_the_command_line_of_training_loads_nothing_that_only_training_needs() -> None:
+    assert not loaded_by("training.__main__") & {*HEAVY, "training.publish"}
+
+
 def test_training_loads_nothing_of_the_web() -> None:
     pytest.importorskip("torch")
-    loaded = loaded_by("training.__main__")
+    loaded = loaded_by("training.commands")
     assert not loaded & {"fastapi", "starlette", "uvicorn", "prometheus_client"}
     assert not loaded & {"service.app", "service.routes", "service.catalog", "service.settings"}
 

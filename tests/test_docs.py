@@ -160,13 +160,24 @@ def test_the_recipe_for_keys_makes_keys(tmp_path: Path) -> None:
     import subprocess
 
     text = (DOCS / "operating.md").read_text()
-    (recipe,) = (b for b in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "> keys" in b)
+    (recipe,) = (
+        b for b in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "> secrets/keys" in b
+    )
     commands, _, served = recipe.strip().rpartition("\n")
-    assert served == "ANOMALY_API_KEYS_FILE=keys make serve"
+    assert served == "ANOMALY_API_KEYS_FILE=secrets/keys make serve"
     subprocess.run(["sh", "-c", commands], cwd=tmp_path, check=True)
-    keys = parse((tmp_path / "keys").read_text().splitlines(), "keys")
+    path = tmp_path / "secrets" / "keys"
+    keys = parse(path.read_text().splitlines(), "keys")
     assert {scope for key in keys for scope in key.scopes} == {"infer", "metrics", "admin"}
-    assert (tmp_path / "keys").stat().st_mode & 0o077 == 0
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_commands_name_the_environment_that_they_run_in() -> None:
+    for path in [README, *(p for p in PAGES if p.name != "api.md")]:
+        bare = re.findall(
+            r"(?<![\w/.-])python (?:-m (?:service|training)\b(?!\.)|[a-z]+/).*", path.read_text()
+        )
+        assert not bare, path
 
 
 def test_nothing_is_left_to_fill_in() -> None:

@@ -1,6 +1,6 @@
 """OFFLINE: from normal data to a checked, versioned artifact. The way of an artifact:
 
-1. ``__main__``     reads a command: fit, publish, evaluate, benchmark
+1. ``__main__``     reads a command: fit, publish, evaluate, benchmark; ``commands`` does it
 2. ``config``       a TOML becomes data, an input rule and prepared splits
 3. ``data``         a loader gives raw items split into train, validation, calibration, test
 4. ``families``     one of them fits networks in stages, each resumable (``run``), by several

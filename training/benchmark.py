@@ -10,8 +10,9 @@ from service.contract import store
 from service.contract.manifest import Metric
 from service.runtime import Runtime
 from service.scoring import Scorer
+from training.commit import commit_of_the_code
 from training.config import TrainConfig, load_data, make_config
-from training.publish import CONFIG, commit_of_the_code, evaluate
+from training.publish import CONFIG, evaluate
 from training.tables import published_for
 
 TABLE = "artifacts"

@@ -14,16 +14,14 @@ from training.card_tables import (
     by_class,
     controls,
     figures,
-    lines_of,
     promises,
     published,
     selection,
-    table,
 )
 from training.evaluation import Evaluation
+from training.markdown import CARD, lines_of, table
 from training.pictures import draw_pictures
 
-CARD = "CARD.md"
 _ALT = {
     "card_examples.png": "test items from easiest to worst failure, with residuals",
     "card_timeline.png": "raw score along test recordings",

@@ -6,6 +6,7 @@ from typing import Any
 from service.contract.manifest import Manifest, Metric
 from training.controls import CONTROLS
 from training.evaluation import Evaluation
+from training.markdown import lines_of, table
 from training.metrics import FalseAlarms
 from training.tables import Published, published_for
 
@@ -265,16 +266,3 @@ def _interval(metric: Metric) -> str:
 
 def _range(bounds: tuple[float, float]) -> str:
     return f"{bounds[0]:.4f} to {bounds[1]:.4f}"
-
-
-def table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    def line(cells: Iterable[object]) -> str:
-        return (
-            "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
-        )
-
-    return [line(heading), "|" + "---|" * len(heading), *map(line, rows)]
-
-
-def lines_of(*lines: str) -> str:
-    return "\n".join(lines)

@@ -4,10 +4,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from service.contract import store
 
-ModelsDir = Annotated[Path, typer.Option(envvar="ANOMALY_MODELS_DIR", help="Where artifacts go.")]
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+ModelsDir = Annotated[
+    Path, typer.Option(envvar="ANOMALY_MODELS_DIR", help="The folder of artifacts.")
+]
 
 
 def open_model(models: Path, model: str) -> store.Artifact:

@@ -12,15 +12,17 @@ from service.contract.errors import FieldError, InvalidInput
 from service.contract.manifest import Column, ImageInput, ModelName, SeriesInput
 from service.contract.preprocess import prepare_images, prepare_series
 from training.data import load
-from training.data.base import ImageData, Recording, SeriesData
+from training.data.base import (
+    FOR_ONE_PERCENT,
+    MIN_CALIBRATION,
+    ImageData,
+    Recording,
+    SeriesData,
+)
 from training.data.synthetic import synthetic_anomalies, synthetic_series_anomalies
 from training.families import FAMILIES
 from training.families.base import Family, PreparedData
 from training.processes import TrainSettings
-
-MIN_CALIBRATION = 10
-FOR_ONE_PERCENT = 99
-"""Items with which 1 / (n + 1) is 1 %."""
 
 
 class CalibrationConfig(BaseModel):
@@ -132,8 +134,7 @@ def prepare(
     if isinstance(data, ImageData) and len(data.calibration) < MIN_CALIBRATION:
         raise InvalidInput(
             f"{len(data.calibration)} of the normal images are left for calibration; at least "
-            f"{MIN_CALIBRATION} are needed (about 50 images in all), {FOR_ONE_PERCENT} for a "
-            "false-positive rate of 1 % (about 500)"
+            f"{MIN_CALIBRATION} are needed, {FOR_ONE_PERCENT} for a false-positive rate of 1 %"
         )
     try:
         if isinstance(data, ImageData):

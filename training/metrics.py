@@ -3,7 +3,9 @@
 Values come from scikit-learn. Intervals of ranking figures are percentile intervals of a bootstrap
 stratified by class, as pROC does (Robin et al., BMC Bioinformatics 2011; Efron & Tibshirani, An
 Introduction to the Bootstrap, 1993, ch. 13); items that hang together (overlapping windows) are
-drawn as one block.
+drawn as one block. Where all resamples give the same figure, as they do where the classes are
+perfectly apart, that says nothing of how sure it is: AUROC then gets an exact interval
+(``separated``), the other figures none.
 
 Intervals of false-alarm rates lie around the promise, not around what was seen: they hold 99 % of
 what an honest promise gives. ``binomial`` takes the threshold's true rate to be the promise;
@@ -67,10 +69,35 @@ def image_metrics(
     }
     draws = _resampled_figures(scores, labels, blocks, n_boot, seed)
     how = "bootstrap of blocks by class" if blocks is not None else "bootstrap by class"
-    return {
+    found = {
         name: with_interval(value, draws[:, i], n=len(scores), split=split, note=note, how=how)
         for i, (name, value) in enumerate(values.items())
     }
+    if not np.isnan(draws).any() and len(draws) and round(values["auroc"], 12) in (0.0, 1.0):
+        units = np.arange(len(scores)) if blocks is None else blocks
+        pairs = min(len(np.unique(units[labels == c])) for c in (0, 1))
+        found["auroc"] = separated(found["auroc"], pairs, note)
+    return found
+
+
+def separated(auroc: Metric, pairs: int, note: str = "") -> Metric:
+    """The AUROC of classes that are perfectly apart, with an interval that is honest.
+
+    AUROC is the chance that an anomalous item is above a normal one. Items paired off, each in one
+    pair, are independent trials of that, and all of them came out alike: the interval of Clopper &
+    Pearson (Biometrika 26, 1934) then ends at (alpha / 2) ** (1 / pairs). It holds whatever the
+    distributions are, and is wide, for it uses each item once.
+
+    Args:
+        auroc: 1, or 0.
+        pairs: items (or blocks) of the rarer class.
+        note: put before the note on the interval.
+    """
+    end = ((1 - LEVEL) / 2) ** (1 / pairs)
+    low, high = (end, 1.0) if auroc.value > 0.5 else (0.0, 1 - end)
+    how = f"perfectly apart: exact (Clopper-Pearson) on {pairs} independent pairs"
+    update = {"low": low, "high": high, "level": LEVEL, "note": joined(note, how)}
+    return auroc.model_copy(update=update)
 
 
 @dataclass(frozen=True)
@@ -195,6 +222,9 @@ def with_interval(
 ) -> Metric:
     if len(draws) == 0 or np.isnan(draws).any():
         reason = "" if len(draws) == 0 else "no interval: too few independent items"
+        return Metric(value=value, n=n, split=split, note=joined(note, reason))
+    if np.ptp(draws) < 1e-12:
+        reason = "no interval: all resamples give the same"
         return Metric(value=value, n=n, split=split, note=joined(note, reason))
     # a percentile interval of a skewed figure can miss the value itself by a hair; never show that
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -4,7 +4,6 @@
 
 import json
 import platform
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from service.contract import store
 from service.contract.calibration import Calibration
-from service.contract.errors import InvalidInput
+from service.contract.errors import AnomalyError, InvalidInput
 from service.contract.manifest import (
     CalibrationInfo,
     GoldenInfo,
@@ -33,15 +32,9 @@ from service.detectors.base import Detector
 from service.runtime import Runtime
 from service.scoring import Scorer, golden_scores, open_detector, run_detector, self_test
 from training.card import write_card
-from training.config import (
-    FOR_ONE_PERCENT,
-    MIN_CALIBRATION,
-    TrainConfig,
-    load_data,
-    prepare,
-    windows_of,
-)
-from training.data.base import ImageData, SeriesData
+from training.commit import commit_of_the_code
+from training.config import TrainConfig, load_data, prepare, windows_of
+from training.data.base import FOR_ONE_PERCENT, MIN_CALIBRATION, ImageData, SeriesData
 from training.evaluation import Evaluation, evaluate_images, evaluate_series
 from training.families import FAMILIES
 from training.families.base import Family, PreparedData
@@ -59,7 +52,7 @@ GOLDEN_ITEMS = 16
 _TOOLS = ("torch", "onnx", "onnxruntime", "faiss-cpu", "numpy", "pillow", "diffusers", "lightning")
 
 
-class ParityError(Exception):
+class ParityError(AnomalyError):
     """The exported files score differently from the torch model; nothing was published."""
 
 
@@ -332,21 +325,6 @@ def _parity_metric(parity: Parity) -> Metric:
         split="calibration",
         note=f"largest |torch - exported| / max(1, |score|); {parity.flips} decisions flipped",
     )
-
-
-def commit_of_the_code() -> str:
-    """``git describe`` of the checkout; ``unknown`` outside one."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607 found on PATH
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
 
 
 def _tool_versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import numpy as np
 
@@ -36,14 +36,21 @@ from service.observed import Observed
 from service.recalibration import Proposal, propose
 from service.runtime import Runtime
 from service.scoring import Scorer, golden_scores, self_test
-from training.card import CARD
-from training.publish import commit_of_the_code
+from training.commit import commit_of_the_code
+from training.markdown import CARD
 from training.recalibrated_card import moment, recalibrated_card
 
 RECORD = "recalibration.json"
 _ALL_TIME_S = 1e9
 _ALL_ITEMS = 2**62
 _TIMEOUT_S = 120
+
+
+class _StayHere(HTTPRedirectHandler):
+    """A redirect is an error: urllib would send the key along to wherever it leads."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 def observed_in_store(path: Path, artifact: Artifact, period_s: float | None = None) -> Observed:
@@ -72,7 +79,8 @@ def observed_at(url: str, artifact: Artifact, period_s: float | None = None) -> 
     """What a running service remembers of an artifact; its key is ``ANOMALY_API_KEY``.
 
     Raises:
-        InvalidInput: the URL is none, or the service refuses; its own words are in the message.
+        InvalidInput: the URL is none, it leads elsewhere, or the service refuses; its own words are
+            in the message.
         Unavailable: it cannot be reached.
     """
     if not url.startswith(("http://", "https://")):
@@ -85,7 +93,7 @@ def observed_at(url: str, artifact: Artifact, period_s: float | None = None) -> 
     key = os.environ.get("ANOMALY_API_KEY")
     request = Request(address, headers={"X-API-Key": key} if key else {})  # noqa: S310  see above
     try:
-        with urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
+        with build_opener(_StayHere).open(request, timeout=_TIMEOUT_S) as response:
             return Observed.load(response.read(), address)
     except HTTPError as error:
         with error:
@@ -247,7 +255,12 @@ def _with_files(manifest: Manifest, folder: Path) -> Manifest:
 
 
 def _detail(error: HTTPError) -> str:
-    """What the service said, else its status."""
+    """What the service said, or where it leads, else its status."""
+    if "Location" in error.headers:
+        return (
+            f"leads to {error.headers['Location']}; the key is sent to no address but the one "
+            "given, so name that with --url"
+        )
     try:
         return str(json.loads(error.read())["detail"])
     except (ValueError, KeyError, TypeError):

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from service.contract import store
 from service.observed import Observed
-from training.command_options import ModelsDir, open_model
+from training.command_options import ModelsDir, open_model, out
 from training.recalibrate import (
     observed_at,
     observed_in_store,
@@ -17,8 +16,6 @@ from training.recalibrate import (
     publish_recalibrated,
 )
 from training.recalibrated_card import proposal_rows
-
-out = Console(highlight=False)
 
 
 def recalibrate(

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from service.contract.manifest import Manifest
 from service.recalibration import LEVEL, Interval, Proposal
-from training.card_tables import lines_of, table
+from training.markdown import lines_of, table
 
 
 def moment(at_ns: int) -> str:

@@ -20,6 +20,8 @@ from torch.utils.data import IterableDataset
 from service.contract.errors import InvalidInput
 from training.processes import Followed, TrainSettings, is_first
 
+DATA_DIGEST = "data.sha256"
+
 
 class Interrupted(Exception):
     """Training was stopped by Ctrl-C; the last checkpoint is kept."""
@@ -206,7 +208,7 @@ class Run:
         Raises:
             InvalidInput: it was not: held-out items could have been trained on.
         """
-        path = self.folder / "data.sha256"
+        path = self.folder / DATA_DIGEST
         if path.exists() and path.read_text() != fingerprint:
             raise InvalidInput(
                 f"{self.folder}: the data changed since this run was begun; train it anew "

@@ -53,8 +53,12 @@ def check_media_type(request: Request, allowed: tuple[str, ...]) -> str:
     return media_type
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int, *, fixed: bool = False) -> bytes:
     """The whole body; reading stops as soon as it is known to be too long.
+
+    Args:
+        max_bytes: what it may have at most.
+        fixed: no setting changes that.
 
     Raises:
         InputTooLarge: more than ``max_bytes``, by ``Content-Length`` or by count.
@@ -62,7 +66,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     """
     stated = header_of(request, b"content-length")
     if stated.isdecimal() and int(stated) > max_bytes:
-        raise _too_large(max_bytes)
+        raise _too_large(max_bytes, fixed)
     chunks: list[bytes] = []
     size = 0
     more = True
@@ -73,13 +77,14 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         chunks.append(message.get("body", b""))
         size += len(chunks[-1])
         if size > max_bytes:
-            raise _too_large(max_bytes)
+            raise _too_large(max_bytes, fixed)
         more = message.get("more_body", False)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _too_large(max_bytes: int) -> InputTooLarge:
-    return InputTooLarge(f"the body exceeds {max_bytes} bytes (see ANOMALY_MAX_BODY_BYTES)")
+def _too_large(max_bytes: int, fixed: bool) -> InputTooLarge:
+    limit = "the fixed limit of this route" if fixed else "see ANOMALY_MAX_BODY_BYTES"
+    return InputTooLarge(f"the body exceeds {max_bytes} bytes ({limit})")
 
 
 def parse_multipart(content_type: str, body: bytes, max_parts: int) -> list[Part]:

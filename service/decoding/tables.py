@@ -32,6 +32,7 @@ _MISSING = frozenset({"", "nan", "null", "na", "n/a", "none"})
 _SLASHED = re.compile(
     r"(\d{4})[/-](\d{1,2})[/-](\d{1,2})(?:[ T](\d{1,2}):(\d{2})(?::([0-5]\d(?:\.\d+)?))?)?"
 )
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -297,12 +298,11 @@ def _readings(
             number = _number_in_text(cell) if is_text else _number_in_json(cell)
             if number is None:
                 where = f"{table.place(i)}, column {spec.columns[j].name!r}"
-                shown = repr(cell)[:40]
-                errors.append(
-                    FieldError(
-                        f"/rows/{table.first + i}/{order[j]}", f"{where}: {shown} is not a number"
-                    )
-                )
+                what = f"{where}: {repr(cell)[:40]} is not a number"
+                if is_text and _DECIMAL_COMMA.fullmatch(cell.strip()):
+                    point = cell.strip().replace(",", ".")[:40]
+                    what += f"; decimal commas are not read, write {point}"
+                errors.append(FieldError(f"/rows/{table.first + i}/{order[j]}", what))
                 if len(errors) == _MAX_ERRORS:
                     raise InvalidInput(errors[0].detail, tuple(errors))
             else:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
 
 from service.contract.errors import AnswerNotFound, Conflict
@@ -32,6 +32,7 @@ from service.routes import (
     read_command,
     read_query,
     timeout_s,
+    within_rate,
 )
 from service.routes.inference import scorer_of
 from service.schemas import (
@@ -56,6 +57,7 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 @router.post(
     "",
+    dependencies=[Depends(within_rate)],
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -64,7 +66,7 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
     },
     responses={
         200: {"model": FeedbackRecord},
-        **problem_docs(400, 404, 409, 413, 415, 422, 503, 504),
+        **problem_docs(400, 404, 409, 413, 415, 422, 429, 503, 504),
     },
 )
 async def give_feedback(request: Request) -> Response:
@@ -79,7 +81,8 @@ async def give_feedback(request: Request) -> Response:
     memory = _enabled(resources)
     check_media_type(request, ("application/json",))
     with deadline(timeout_s(request, resources.settings.request_timeout_s)):
-        sent = read_command(FeedbackBody, await read_body(request, _BODY_BYTES), _EXAMPLE)
+        body = await read_body(request, _BODY_BYTES, fixed=True)
+        sent = read_command(FeedbackBody, body, _EXAMPLE)
         answered = await memory.find(sent.request_id)
         if answered is None:
             raise AnswerNotFound(

@@ -160,7 +160,7 @@ async def repository_index(request: Request) -> Response:
     """Every version of every model; with `{"ready": true}` those that can score."""
     resources = resources_of(request)
     with deadline(timeout_s(request, resources.settings.request_timeout_s)):
-        only_ready = _only_ready(await read_body(request, COMMAND_BYTES))
+        only_ready = _only_ready(await read_body(request, COMMAND_BYTES, fixed=True))
     found = [_indexed(e) for e in resources.catalog.entries() if e.scorer or not only_ready]
     return Response(orjson.dumps(found), media_type="application/json")
 

@@ -100,7 +100,7 @@ async def set_alias(request: Request, name: str, alias: Alias) -> Response:
     resources = resources_of(request)
     check_media_type(request, ("application/json",))
     with deadline(timeout_s(request, resources.settings.request_timeout_s)):
-        body = await read_body(request, COMMAND_BYTES)
+        body = await read_body(request, COMMAND_BYTES, fixed=True)
         version = read_command(AliasBody, body, '{"version": 2}').version
     await settled(request, lambda: resources.catalog.set_alias(name, alias, version))
     return json_response(_model(resources, name))

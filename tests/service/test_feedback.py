@@ -194,7 +194,8 @@ def test_bodies_that_are_no_json_and_switched_off_memory_are_told(
     lone = b'{"request_id": "a", "label": "normal", "comment": "\\ud800"}'
     refused(client.post("/feedback", content=lone, headers=json), 400, "not JSON")
     refused(client.post("/feedback", content=b"{}"), 415)
-    refused(client.post("/feedback", content=b" " * 20_000, headers=json), 413)
+    long = client.post("/feedback", content=b" " * 20_000, headers=json)
+    refused(long, 413, "16384 bytes (the fixed limit of this route)")
     off = start(models, feedback_ttl_s=0)
     score(off, "a")
     refused(say(off, "a"), 409, "FEEDBACK_TTL_S=0")
@@ -301,3 +302,9 @@ def test_the_oldest_answers_are_forgotten_first_and_none_is_known_for_ever(
     assert say(client, "first-2").status_code == 200
     brief = start(models, feedback_ttl_s=0.001)
     refused(say(brief, "last"), 404, "0.001 s")
+
+
+def test_labels_count_for_the_rate_of_their_caller(start: Start, models: Path) -> None:
+    limited = start(models, rate_limit="2/h")
+    assert [say(limited, "absent").status_code for _ in range(3)] == [404, 404, 429]
+    assert limited.get("/feedback").status_code == 200

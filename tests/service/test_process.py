@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.settings import unknown_variables
 from tests.artifacts import publish_image
 from tests.service.pictures import encode, grey
 
@@ -154,6 +155,36 @@ def test_a_url_that_is_none_of_redis_is_told_in_one_line(tmp_path: Path) -> None
     assert run.returncode == 2
     assert run.stderr.startswith("ANOMALY_REDIS_URL must begin with")
     assert "Traceback" not in run.stderr
+
+
+def test_a_misspelled_setting_is_told_once_at_start(two_models: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    settings = {
+        "ANOMALY_MODEL_DIR": "x",
+        "ANOMALY_WORKERS": "2",
+        "ANOMALY_LOG_FORMAT": "text",
+        "ANOMALY_URL": "http://127.0.0.1:1",
+    }
+    with serving(two_models, log, **settings):
+        pass
+    (line,) = (line for line in log.read_text().splitlines() if "MODEL_DIR" in line)
+    assert " WARNING service " in line
+    assert line.endswith("ignored: ANOMALY_MODEL_DIR (did you mean ANOMALY_MODELS_DIR?)")
+
+
+def test_only_what_nobody_reads_counts_as_misspelled() -> None:
+    others = ["ANOMALY_DATA_DIR", "ANOMALY_URL", "ANOMALY_API_KEY", "ANOMALY_TEST_BROWSER"]
+    announced = {  # by Kubernetes, for a service of this name
+        "ANOMALY_SCORING_SERVICE_HOST": "10.0.0.1",
+        "ANOMALY_SCORING_SERVICE_PORT_HTTP": "80",
+        "ANOMALY_SCORING_PORT_80_TCP": "tcp://10.0.0.1:80",
+    }
+    right = dict.fromkeys([*others, "ANOMALY_PORT", "anomaly_workers", "HOME"], "1") | announced
+    assert unknown_variables(right) == []
+    assert unknown_variables(right | {"ANOMALY_COLOUR": "1", "anomaly_ratelimit": "5/s"}) == [
+        "ANOMALY_COLOUR",
+        "anomaly_ratelimit (did you mean ANOMALY_RATE_LIMIT?)",
+    ]
 
 
 def test_a_worker_begun_anew_serves_the_version_the_others_do(tmp_path: Path) -> None:

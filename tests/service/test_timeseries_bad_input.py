@@ -67,6 +67,25 @@ def test_text_among_the_readings(client: TestClient, cell: str) -> None:
     assert body["errors"][0]["pointer"] == "/rows/3/1"
 
 
+@pytest.mark.parametrize(
+    ("cell", "point"), [("-1,0779", "-1.0779"), (",5", ".5"), ("2,1E3", "2.1E3")]
+)
+def test_a_decimal_comma_is_told_as_one(client: TestClient, cell: str, point: str) -> None:
+    text = csv_of(rows()).replace(",", ";").splitlines()
+    text[4] = f"1;{cell};3"
+    told = f"{cell!r} is not a number; decimal commas are not read, write {point}"
+    body = refused(post(client, "\n".join(text)), 422, "row 3 (line 5)", told)
+    assert body["errors"][0]["detail"].endswith(told)
+
+
+@pytest.mark.parametrize("cell", ["many", "1,5,5", "1,", "a,5", ","])
+def test_no_decimal_comma_is_seen_where_there_is_none(client: TestClient, cell: str) -> None:
+    text = csv_of(rows()).replace(",", ";").splitlines()
+    text[4] = f"1;{cell};3"
+    body = refused(post(client, "\n".join(text)), 422, "not a number")
+    assert "decimal" not in body["detail"]
+
+
 @pytest.mark.parametrize("cell", ["many", "", "1.5", "NaN", True, [], {}, [1.0]])
 def test_what_is_no_number_in_json(client: TestClient, cell: Any) -> None:
     data = [list(row) for row in ROWS]

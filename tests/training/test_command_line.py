@@ -156,6 +156,45 @@ def test_a_mistake_is_named(command: list[str], expected: str) -> None:
     assert expected in " ".join(said.replace("│", " ").split())
 
 
+@pytest.mark.parametrize("count", [10, 21, 49])
+def test_too_few_images_are_refused_by_one_rule_and_the_name_stays_free(
+    digit_folder: Path, tmp_path: Path, count: int
+) -> None:
+    images = tmp_path / "few"
+    images.mkdir()
+    for path in sorted((digit_folder / "train" / "good").iterdir())[:count]:
+        shutil.copy(path, images)
+    for more in ((), ("--no-publish",)):
+        refused = CliRunner().invoke(app, arguments(images, tmp_path, *more))
+        assert isinstance(refused.exception, InvalidInput)
+        assert f"{count} normal images found; at least 50 are needed" in str(refused.exception)
+        assert not (tmp_path / "runs" / "parts").exists()
+
+
+def test_a_run_that_was_trained_is_kept_when_its_publishing_is_refused(
+    digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_: object) -> None:
+        raise InvalidInput("cannot be calibrated")
+
+    monkeypatch.setattr(publishing, "calibrate", refusing)
+    result = CliRunner().invoke(app, arguments(digit_folder, tmp_path))
+    assert isinstance(result.exception, InvalidInput)
+    assert (tmp_path / "runs" / "parts" / "joint.done.pt").exists()
+
+
+def test_a_model_of_the_folder_good_is_called_by_what_it_lies_in(
+    digit_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(digit_folder / "train" / "good", tmp_path / "bottle" / "train" / "good")
+    images = tmp_path / "bottle" / "train" / "good"
+    done = CliRunner().invoke(app, arguments(images, tmp_path), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    manifest = store.open_artifact(tmp_path / "models", "parts", 1).manifest
+    assert manifest.title == "trained on bottle"
+    assert manifest.provenance.data == "bottle"
+
+
 def test_a_toml_with_an_unknown_member_is_refused_by_name(tmp_path: Path) -> None:
     config = tmp_path / "a.toml"
     config.write_text('name = "a"\nfamily = "nln"\nsede = 3\n[data]\nname = "mnist"\n')

@@ -115,6 +115,43 @@ def test_items_that_hang_together_widen_the_interval() -> None:
     assert together.value - together.low > 2 * (alone.value - alone.low)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_classes_that_are_perfectly_apart_have_an_interval_as_wide_as_they_are_few(
+    sign: int,
+) -> None:
+    def auroc(each: int) -> tuple[float, float]:
+        labels = np.repeat([0, 1], [each, 2 * each])
+        metric = image_metrics(sign * (labels + np.linspace(0, 0.5, 3 * each)), labels)["auroc"]
+        assert metric.low is not None
+        assert metric.high is not None
+        assert "Clopper-Pearson" in metric.note
+        return (metric.low, metric.high) if sign > 0 else (1 - metric.high, 1 - metric.low)
+
+    # eight trials of eight: R's binom.test(8, 8) says 0.6305834 to 1
+    assert auroc(8) == pytest.approx((0.6305834, 1.0), abs=1e-7)
+    assert auroc(8)[0] < auroc(80)[0] < auroc(800)[0] < 1
+
+
+def test_the_interval_of_classes_perfectly_apart_holds_the_truth_as_often_as_it_says() -> None:
+    truth, seen, held = 0.9214, 0, 0  # of two unit normals two apart
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        labels = np.repeat([0, 1], 8)
+        auroc = image_metrics(rng.normal(size=16) + 2 * labels, labels, n_boot=20)["auroc"]
+        if auroc.value == 1:
+            assert auroc.low is not None
+            seen, held = seen + 1, held + (auroc.low <= truth)
+    assert seen > 10
+    assert held == seen
+
+
+def test_figures_that_no_resample_changes_have_no_interval_and_say_why() -> None:
+    found = image_metrics(np.arange(16.0), np.repeat([0, 1], 8))
+    for name in ("auprc", "fpr_at_95_tpr"):
+        assert found[name].low is None
+        assert "all resamples give the same" in found[name].note
+
+
 def test_a_class_of_one_independent_item_has_no_interval_and_says_why() -> None:
     metric = image_metrics(np.array([0.1, 0.2, 0.9]), np.array([0, 0, 1]))["auroc"]
     assert metric.low is None

@@ -4,7 +4,9 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import httpx
 import numpy as np
@@ -180,6 +182,33 @@ def test_the_same_comes_of_the_file_of_the_service_of_an_export_and_of_the_url(
     assert record == first
     assert "are of bright/1" in refusal(models, f"--feedback={export}")  # bright is 2 now
     assert store.versions(models, "bright") == [1, 2]
+
+
+def test_the_key_is_not_sent_where_a_redirect_leads(
+    models: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/other")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("ANOMALY_API_KEY", SECRET)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        said = refusal(models, f"--url=http://127.0.0.1:{server.server_address[1]}")
+        server.shutdown()
+        thread.join()
+    assert "leads to http://localhost" in said
+    assert len(asked) == 1
+    assert "/other" not in asked
 
 
 @pytest.mark.parametrize(

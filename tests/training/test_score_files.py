@@ -347,7 +347,7 @@ GOOD: dict[str, Any] = {"power": [1.0] * 9, "wind": [2.0] * 9, "pitch": [3.0] * 
         (folder_of(a_png=b"x"), "bright", {"fpr": 0.001}, "the finest is 0.005"),
         (folder_of(a_png=b"x"), "bright", {"stride": 2}, "--stride is for rows"),
         (folder_of(a_png=b"x"), "bright", {"group_by": "t"}, "this model scores images"),
-        (folder_of(a_png=b"x"), "sensors", {}, "holds no parquet file"),
+        (folder_of(a_png=b"x"), "sensors", {}, "a folder of images needs a model of images"),
         (folder_of(a_parquet=b"x"), "sensors", {}, "not a readable parquet file"),
         (bad_parquet(**GOOD), "bright", {}, "columns of bytes: none"),
         (bad_parquet(**GOOD), "sensors", {"column": "a"}, "this model scores rows"),
@@ -408,6 +408,29 @@ def test_the_summary_counts_every_item(pictures: Path, tmp_path: Path, models: P
     assert summary["counts"]["error"] == 3
     for decision in ("normal", "review", "anomalous"):
         assert summary["counts"][decision] == sum(r["decision"] == decision for r in rows)
+
+
+def test_the_command_says_what_it_takes_and_leaves_no_bar_behind_when_it_refuses(
+    tmp_path: Path, models: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(png(0))
+    taken = [str(tmp_path / "in"), str(tmp_path / "out"), "--model=sensors", f"--models={models}"]
+    outputs = []
+    for command in (["--help"], taken):
+        run = subprocess.run(
+            [sys.executable, "-m", "training.bulk", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "COLUMNS": "200", "FORCE_COLOR": "1", "NO_COLOR": "1"},
+        )
+        outputs.append(run.stdout + run.stderr)
+    assert "{IN} {OUT}" in outputs[0]
+    assert "a folder of images needs a model of images" in outputs[1]
+    # what a terminal shows: each line that is erased before the next is drawn is gone
+    shown = outputs[1].split("\x1b[2K")[-1]
+    assert "looking at" not in shown
 
 
 def test_scoring_in_bulk_needs_no_torch() -> None:

@@ -6,7 +6,6 @@ from threading import Lock
 from typing import Annotated, Any, Literal, Self
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from service.contract.errors import AnomalyError
@@ -14,10 +13,8 @@ from service.cores import usable_cores
 from training.bulk import cluster, local
 from training.bulk.plan import Format, Job
 from training.bulk.run import Wishes, score_all
-from training.command_options import ModelsDir, open_model
-
-out_console = Console(highlight=False)
-err_console = Console(stderr=True, highlight=False)
+from training.command_options import ModelsDir, err, open_model
+from training.command_options import out as out_console
 
 
 class Bar:
@@ -31,7 +28,7 @@ class Bar:
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            console=err_console,
+            console=err,
             disable=quiet,
         )
         self._task = self._progress.add_task("", total=None, rate="")
@@ -41,7 +38,9 @@ class Bar:
         self._progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None and self._progress.tasks[0].total is None:
+            self._progress.update(self._task, visible=False)  # nothing was begun
         self._progress.stop()
 
     def note(self, text: str) -> None:
@@ -73,7 +72,10 @@ def score_files(
             help="A folder of images, csv, or parquet: of rows, or with a column of images.",
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="A folder for the results; the same one to go on.")],
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="A folder for the results; the same one to go on."),
+    ],
     model: Annotated[str, typer.Option(help="NAME or NAME/VERSION.")],
     group_by: Annotated[
         str | None, typer.Option(help="Rows: the column that names their recording (turbine).")
@@ -136,10 +138,10 @@ def score_files(
         with Bar(quiet=quiet) as bar:
             summary = score_all(job, artifact, wishes, chosen, bar, restart=restart)
     except KeyboardInterrupt as stop:
-        err_console.print("interrupted; the same command goes on with what is missing")
+        err.print("interrupted; the same command goes on with what is missing")
         raise typer.Exit(130) from stop
     except AnomalyError as error:
-        err_console.print(f"error: {error}", soft_wrap=True)
+        err.print(f"error: {error}", soft_wrap=True)
         raise typer.Exit(1) from error
     _print(out, summary)
 

@@ -99,7 +99,10 @@ def _survey_rows(path: Path, group_by: str | None) -> Source:
     if path.is_dir() or path.name.endswith((*PARQUET, *CSV)):
         files, fingerprint = _dataset(path)
         if not files:
-            raise InvalidInput(f"{path}: holds no parquet file")
+            raise InvalidInput(
+                f"{path}: holds no parquet file; this model scores rows, and a folder of images "
+                "needs a model of images"
+            )
         return Source(path, "rows", fingerprint, len(files), group_by)
     raise InvalidInput(f"{path}: expected csv, parquet or a folder of parquet files")
 

@@ -51,7 +51,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    serve(decode(sys.argv[1]), sys.stdin, answer)
+    try:
+        serve(decode(sys.argv[1]), sys.stdin, answer)
+    except BrokenPipeError:  # the run was killed: nobody is left to be told
+        os._exit(1)
 
 
 if __name__ == "__main__":

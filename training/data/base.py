@@ -11,6 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 
+MIN_CALIBRATION = 10
+"""Normal items that calibrate; fewer promise no false-positive rate that is of use."""
+FOR_ONE_PERCENT = 99
+"""Items with which 1 / (n + 1) is 1 %."""
+
 
 @dataclass(frozen=True)
 class Source:

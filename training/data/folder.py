@@ -5,6 +5,7 @@ Two layouts are understood. MVTec-AD's: ``train/good``, ``test/good``, ``test/<d
 is normal; some of them are then held out as a test split without anomalies.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +20,12 @@ from rich.progress import track
 
 from service.contract.errors import InvalidInput, UnsupportedMedia
 from service.contract.preprocess import resize_uint8, to_uint8
-from training.data.base import ImageData, Source
+from training.data.base import FOR_ONE_PERCENT, MIN_CALIBRATION, ImageData, Source
 from training.data.download import data_folder
 from training.data.grouping import near_duplicate_groups, split_groups
 from training.data.options import Options, Share
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
-MIN_IMAGES = 20
 _PROGRESS_FROM = 500
 _NORMAL = "good"
 
@@ -74,16 +74,19 @@ def load_folder(options: FolderOptions, data_dir: Path | None, seed: int) -> Ima
     """The splits of a folder of images; near-duplicates are kept on one side.
 
     Raises:
-        InvalidInput: no such folder, fewer than 20 normal images, files that cannot be read (all
-            of them are named), or a mask that is missing.
+        InvalidInput: no such folder, too few normal images to calibrate with, files that cannot be
+            read (all of them are named), or a mask that is missing.
     """
     root = _root(options.path, data_dir)
     as_mvtec = (root / "train" / _NORMAL).is_dir()
     images = read_images(_files(root / "train" / _NORMAL if as_mvtec else root), options)
-    if len(images) < MIN_IMAGES:
+    least, fine = (
+        math.ceil(n / options.calibration_share) for n in (MIN_CALIBRATION, FOR_ONE_PERCENT)
+    )
+    if len(images) < least:
         raise InvalidInput(
-            f"{root}: {len(images)} normal images found; at least {MIN_IMAGES} are needed (fit, "
-            "validation, calibration), and some hundreds for a fine threshold"
+            f"{root}: {len(images)} normal images found; at least {least} are needed, of which "
+            f"{MIN_CALIBRATION} calibrate, and about {fine} for a false-positive rate of 1 %"
         )
     held_out = (options.validation_share, options.calibration_share)
     own_test = as_mvtec and (root / "test").is_dir()
@@ -99,9 +102,9 @@ def load_folder(options: FolderOptions, data_dir: Path | None, seed: int) -> Ima
     split = "the folder's own" if own_test else "normal images held out"
     return ImageData(
         source=Source(
-            name=root.name,
+            name=called(root),
             licence=options.licence,
-            source=f"folder {root.name}",
+            source=f"folder {called(root)}",
             protocol=f"{len(images)} normal images at {options.shape[0]} x {options.shape[1]}, "
             f"{note} (seed {seed}): {len(train)} train, {len(rest[0])} validation, {len(rest[1])} "
             f"calibration; test is {split}, {len(test.images)} images",
@@ -115,6 +118,13 @@ def load_folder(options: FolderOptions, data_dir: Path | None, seed: int) -> Ima
         test_classes=test.classes,
         test_masks=test.masks,
     )
+
+
+def called(root: Path) -> str:
+    """What a folder of images is called: of MVTec-AD's ``bottle/train/good``, ``bottle``."""
+    own = root.resolve()
+    places = (own, *own.parents)
+    return next((p.name for p in places if p.name not in ("", "train", _NORMAL)), own.name)
 
 
 def read_images(files: Sequence[Path], options: FolderOptions) -> UInt8[np.ndarray, "N H W C"]:

@@ -17,7 +17,9 @@ def picture(seed: int, side: int = 48) -> Image.Image:
 
 
 def folder(path: Path, seed: int = 0, **options: object) -> ImageData:
-    data = load("folder", {"path": str(path), **options}, None, seed)
+    # a third calibrates: 30 images are enough then
+    wanted = {"path": str(path), "calibration_share": 1 / 3, **options}
+    data = load("folder", wanted, None, seed)
     assert isinstance(data, ImageData)
     return data
 
@@ -87,7 +89,7 @@ def test_alike_parts_of_a_fixed_camera_can_still_be_split(tmp_path: Path) -> Non
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     data = folder(tmp_path, size=32)
     assert "nearly all are near-duplicates" in data.source.protocol
-    assert len(data.calibration) == 8
+    assert len(data.calibration) == 13
 
 
 def test_the_mvtec_layout_keeps_its_own_test_split_and_masks(mvtec: Path) -> None:
@@ -118,8 +120,18 @@ def test_every_unreadable_file_is_named(parts: Path) -> None:
 
 def test_too_few_images_are_refused_with_the_minimum(tmp_path: Path) -> None:
     picture(0).save(tmp_path / "0.png")
-    with pytest.raises(InvalidInput, match="1 normal images found; at least 20"):
-        folder(tmp_path)
+    said = "1 normal images found; at least 50 are needed, of which 10 calibrate, and about 495 for"
+    with pytest.raises(InvalidInput, match=said):
+        folder(tmp_path, calibration_share=0.2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_fewest_images_that_are_accepted_leave_ten_for_calibration(
+    tmp_path: Path, seed: int
+) -> None:
+    for i in range(50):
+        picture(i).save(tmp_path / f"{i}.png")
+    assert len(folder(tmp_path, seed, size=16, calibration_share=0.2).calibration) == 10
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
