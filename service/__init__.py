@@ -11,5 +11,7 @@ The way of a request, in eight lines:
 7. ``contract``         calibrates: p-value; ``decision`` decides on the whole request.
 8. ``rendering``        maps go back into the user's frame; ``problems`` words whatever went wrong.
 
+What was answered is counted (``telemetry``, ``drift``) and remembered for ``feedback``, behind it.
+
 Edge (1-5, 8) knows HTTP; core (``scoring``, ``detectors``, ``contract``) knows only numbers.
 """

@@ -11,6 +11,7 @@
 8.                  records golden examples, then ``service.contract.store`` renames the folder
 
 ``bulk`` uses an artifact instead of making one: it scores files, and needs none of the above.
+``recalibrate`` makes a new version of one by what the service scored, without training.
 
 Only ``service.scoring``, ``service.detectors``, ``service.runtime`` and ``service.contract`` are
 imported from the other side, and by ``bulk`` its readers of pictures and tables and its rule of

@@ -196,7 +196,7 @@ def test_accept_png_for_several_images(client: TestClient) -> None:
         ("?version=0", 422, ("/version",)),
         ("?version=one", 422, ("/version",)),
         ("?model=sensors", 422, ("/score/timeseries",)),
-        ("?modle=bright", 422, ("modle", "model, version, fpr, map")),
+        ("?modle=bright", 422, ("modle", "model, version, fpr, source, map")),
         ("?fpr=0.01&fpr=0.5", 422, ("/fpr", "more than once")),
         ("?fpr=0.001", 422, ("0.005",)),
         ("?fpr=0", 422, ("/fpr",)),
