@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -126,13 +127,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder))
     rows = [
-        [engine, *(f"{max(rates[what]):,.0f}" for what in ("images", "windows"))]
+        [engine, *(f"{median(rates[what]):,.0f}" for what in ("images", "windows"))]
         for engine, rates in found.items()
     ]
     about = (
         f"{IMAGES:,} PNG files of 28x28 pixels by digits-nln; the windows of {ROWS:,} rows in "
-        f"parquet, one a row, by turbine-iae-lstm-kl. The best of {ROUNDS} runs (what else the "
-        "machine does only slows them; all are in the JSON), from the first process started to the "
+        f"parquet, one a row, by turbine-iae-lstm-kl. Medians of {ROUNDS} runs (all "
+        "are in the JSON), from the first process started to the "
         "last part written: starting Python, opening and self-testing the model, and connecting to "
         "the cluster, are in it. Nodes are network namespaces of this one machine: with more of "
         "them than cores nothing can be gained.\n\n"
