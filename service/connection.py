@@ -17,20 +17,25 @@ MAX_HEADER_BYTES = 64 * 1024
 
 
 class TimedHeaders(HttpToolsProtocol):
-    """Headers are there ``timeout_s`` after their first byte, or after connecting; or it closes."""
+    """Headers are there ``timeout_s`` after their first byte, or after connecting; or it closes.
+
+    What is left of a body that was answered before its end is read and dropped for as long: closing
+    at once would take the answer away from a client, or a proxy, that still sends.
+    """
 
     def __init__(self, *args: Any, timeout_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._timeout_s = timeout_s
         self._timer: asyncio.TimerHandle | None = None
         self._waited_bytes = 0
+        self._in_body = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._begin()
 
     def data_received(self, data: bytes) -> None:
-        if self._timer is not None:
+        if self._timer is not None and not self._in_body:
             self._waited_bytes += len(data)
             # what comes at once may hold a body as well, and is bounded by the socket's buffer
             if self._waited_bytes - len(data) > MAX_HEADER_BYTES:
@@ -46,7 +51,13 @@ class TimedHeaders(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._end()
+        self._in_body = True
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        self._end()
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()

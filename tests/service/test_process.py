@@ -80,6 +80,25 @@ def test_it_serves_refuses_long_bodies_early_and_ends_cleanly_on_sigterm(
     assert "POST /score 413" in text
 
 
+def test_a_refusal_reaches_a_client_that_still_sends_and_the_connection_stays(
+    two_models: Path, tmp_path: Path
+) -> None:
+    with serving(two_models, tmp_path / "log", ANOMALY_MAX_BODY_BYTES="1000000") as (_, base):
+        where = httpx.URL(base)
+        with socket.create_connection((where.host, where.port or 80)) as client:
+            head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+            client.sendall(head + b"Content-Length: 3000000\r\n\r\n")
+            assert client.recv(20).startswith(b"HTTP/1.1 413")
+            for _ in range(30):  # answered already, and more than headers may have
+                client.sendall(bytes(100_000))
+                time.sleep(0.005)
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            rest = b""
+            while piece := client.recv(65536):
+                rest += piece
+            assert b"HTTP/1.1 200" in rest
+
+
 def test_metrics_of_several_workers_add_up(two_models: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with serving(two_models, log, ANOMALY_WORKERS="2") as (process, base):
