@@ -71,6 +71,7 @@ local items = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ARGV[1], '+inf', 'WITH
                          'LIMIT', 0, ARGV[2])
 local found = {}
 for i = 1, #items, 2 do
+  found[#found + 1] = items[i]
   found[#found + 1] = items[i + 1]
   found[#found + 1] = redis.call('HGET', KEYS[1], items[i])
 end
@@ -152,18 +153,18 @@ class RedisStore:
         found: list[tuple[int, Label]] = []
         while len(found) < limit:
             arguments: list[bytes | str | int] = [after, _READ_AT_ONCE]
-            pairs = await self._link.run(
+            entries = await self._link.run(
                 lambda _, given=arguments: self._labels([LABELS, ORDER], given),  # type: ignore[misc]
                 patient=True,
             )
-            for number, raw in zip(pairs[::2], pairs[1::2], strict=True):
+            for item, number, raw in zip(entries[::3], entries[1::3], entries[2::3], strict=True):
                 after = int(number)
-                label = _label(raw)
+                label = _label(item.decode(), raw)
                 if label is None or (model or label.model) != label.model:
                     continue
                 if (version or label.version) == label.version:
                     found.append((after, label))
-            if len(pairs) < 2 * _READ_AT_ONCE:
+            if len(entries) < 3 * _READ_AT_ONCE:
                 break
         return found[:limit]
 
@@ -179,13 +180,12 @@ def _answered(request_id: str, raw: object) -> Answered | None:
     return Answered(name, at_ns, model, version, digest, orjson.dumps(facts))
 
 
-def _label(raw: object) -> Label | None:
+def _label(item: str, raw: object) -> Label | None:
     """A label whose seal is broken is none: it could be anything."""
-    if not isinstance(raw, bytes):
+    value = unsealed(item, raw if isinstance(raw, bytes) else None)
+    if value is None:
         return None
     try:
-        label = Label.load(raw[raw.index(b"{") :])
+        return Label.load(value)
     except ValueError:
         return None
-    item = f"{label.request_id} {label.scored_at_ns} {label.index}"
-    return label if unsealed(item, raw) is not None else None

@@ -254,6 +254,19 @@ def test_replicas_share_feedback_through_redis_which_delays_no_score_when_it_is_
         refused(one.get("/feedback"), 503, "Redis")
 
 
+def test_redis_gives_back_every_label(start: Start, models: Path, tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        client = start(models, redis_url=server.url)
+        use(client, [i / 400 for i in range(100)], "r")
+        labels = [{"request_id": f"r-{i // 50}", "index": i % 50} for i in range(100)]
+        for label in labels:
+            assert client.post("/feedback", json=label | {"label": "normal"}).status_code == 200
+        listed = client.get("/feedback").json()
+        assert [(f["request_id"], f["index"]) for f in listed] == [
+            (a["request_id"], a["index"]) for a in labels
+        ]
+
+
 def test_in_redis_too_the_oldest_answers_go_first(
     start: Start, models: Path, tmp_path: Path
 ) -> None:
