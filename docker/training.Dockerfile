@@ -1,4 +1,4 @@
-# Training, calibrating, publishing: torch and all. Models, runs and data are mounted below /work.
+# Training, calibrating, publishing: torch and all. Models, runs and data are mounted below /training.
 #   docker build -t anomaly-training:0.1.0 -f docker/training.Dockerfile .
 # torch's wheels hold CUDA; PIP_EXTRA_INDEX_URL may name an index of smaller ones.
 ARG PYTHON_IMAGE=python:3.11-slim
@@ -21,9 +21,9 @@ LABEL org.opencontainers.image.title="anomaly-training" \
       org.opencontainers.image.revision="${REVISION}"
 RUN groupadd --gid 10001 anomaly \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin anomaly \
- && install -d -o 10001 -g 10001 /work /work/models /work/runs /work/data
+ && install -d -o 10001 -g 10001 /training /training/models /training/runs /training/data
 COPY --from=build /opt/venv /opt/venv
-WORKDIR /work
+WORKDIR /training
 COPY service ./service
 COPY training ./training
 ENV PATH=/opt/venv/bin:$PATH \
@@ -31,7 +31,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     ORT_DISABLE_TELEMETRY=1 \
     HOME=/tmp \
     MPLCONFIGDIR=/tmp/matplotlib \
-    ANOMALY_DATA_DIR=/work/data
+    ANOMALY_DATA_DIR=/training/data
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "training"]
 CMD ["--help"]

@@ -82,7 +82,7 @@ def test_the_models_are_read_only_for_those_who_serve_and_writable_for_training(
     assert set(mounted) == {"service", "service-gpu", "training"}
     assert mounted["service"][0].endswith(":/models:ro")
     assert mounted["service-gpu"][0].endswith(":/models:ro")
-    assert mounted["training"][0].endswith(":/work/models")
+    assert mounted["training"][0].endswith(":/training/models")
 
 
 def test_no_secret_is_in_the_files_and_each_comes_from_a_file() -> None:
