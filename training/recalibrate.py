@@ -28,7 +28,7 @@ from service.contract.errors import (
     SelfTestFailed,
     Unavailable,
 )
-from service.contract.manifest import CalibrationInfo, Manifest, Metric, SeriesInput
+from service.contract.manifest import CalibrationInfo, Manifest, Metric
 from service.contract.store import CALIBRATION, GOLDEN, Artifact
 from service.feedback.records import DIGEST_CHARS, observed_of
 from service.feedback.sqlite_file import SqliteFile
@@ -118,9 +118,9 @@ def proposal_for(artifact: Artifact, observed: Observed, fpr: float | None = Non
             f"the scores are of {theirs[0]}/{theirs[1]} (sha256 {theirs[2]}...), not of "
             f"{mine[0]}/{mine[1]} here (sha256 {mine[2]}...): other graphs give other scores"
         )
-    apart = manifest.input.min_rows if isinstance(manifest.input, SeriesInput) else 1
     current = Scorer.open(artifact, Runtime()).calibration
-    return propose(observed, current, manifest.calibration.fpr if fpr is None else fpr, apart)
+    rate = manifest.calibration.fpr if fpr is None else fpr
+    return propose(observed, current, rate, manifest.rows_apart)
 
 
 def publish_recalibrated(

@@ -181,3 +181,10 @@ class Manifest(Frozen):
     def task(self) -> Literal["image", "timeseries"]:
         """The key of ``active.json`` under which this model can be a default."""
         return "image" if isinstance(self.input, ImageInput) else "timeseries"
+
+    @property
+    def rows_apart(self) -> int:
+        """Rows from the first of a window to the first of the next that shares none with it; 1 for
+        images, which have none.
+        """
+        return self.input.min_rows if isinstance(self.input, SeriesInput) else 1

@@ -6,7 +6,7 @@ proposal changes nothing: ``python -m training recalibrate`` publishes it as a v
 
 import asyncio
 import csv
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from io import StringIO
 from time import time_ns
 from typing import Any, Final
@@ -17,10 +17,10 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
 
 from service.contract.errors import AnswerNotFound, Conflict
-from service.contract.manifest import SeriesInput
 from service.decoding.body import check_media_type, header_of, read_body
 from service.feedback.memory import Memory
 from service.feedback.records import Label, item_of, observed_of, rfc3339
+from service.feedback.store import FeedbackStore
 from service.interruption import deadline
 from service.observed import Observed
 from service.recalibration import LEVEL, Interval, Proposal, propose
@@ -129,9 +129,10 @@ async def list_feedback(request: Request) -> Response:
     query = read_query(FeedbackQuery, request)
     store = resources_of(request).feedback.store
     if _CSV in header_of(request, b"accept").lower():
-        first = await store.labels(query.after, _PAGE, query.model, query.version)
+        pages = _label_pages(store, query.after, query.model, query.version)
+        first = await anext(pages)  # what fails from here on can only break the answer off
         headers = {"Content-Disposition": 'attachment; filename="feedback.csv"'}
-        lines = _csv_lines(resources_of(request), query, first)
+        lines = _csv_lines(first, pages)
         return StreamingResponse(lines, headers=headers, media_type=f"{_CSV}; charset=utf-8")
     page = await store.labels(query.after, query.limit, query.model, query.version)
     following = {}
@@ -156,10 +157,10 @@ async def get_proposal(request: Request) -> Response:
     with deadline(timeout_s(request, resources.settings.request_timeout_s)):
         scorer = scorer_of(resources.catalog, query.model, query.version)
         observed = await _observed(resources, scorer, query.period_s)
-        spec, rule = scorer.manifest.input, scorer.manifest.calibration
-        apart = spec.min_rows if isinstance(spec, SeriesInput) else 1
+        manifest = scorer.manifest
+        fpr = query.fpr or manifest.calibration.fpr
         found = await asyncio.to_thread(
-            propose, observed, scorer.calibration, query.fpr or rule.fpr, apart
+            propose, observed, scorer.calibration, fpr, manifest.rows_apart
         )
     return json_response(_described(scorer, found))
 
@@ -204,13 +205,8 @@ async def _observed(resources: Resources, scorer: Scorer, period_s: float | None
     await memory.flush()
     since_ns = 0 if period_s is None else time_ns() - round(1e9 * period_s)
     answers = await memory.store.answers(manifest.name, manifest.version, since_ns)
-    labels: list[Label] = []
-    after, more = 0, True
-    while more:
-        page = await memory.store.labels(after, _PAGE, manifest.name, manifest.version)
-        labels += [label for _, label in page]
-        more = len(page) == _PAGE
-        after = page[-1][0] if page else after
+    pages = _label_pages(memory.store, 0, manifest.name, manifest.version)
+    labels = [label async for page in pages for label in page]
     return await asyncio.to_thread(
         observed_of, manifest.name, manifest.version, scorer.digest, answers, labels
     )
@@ -255,25 +251,35 @@ def _described(scorer: Scorer, found: Proposal) -> dict[str, Any]:
     }
 
 
-async def _csv_lines(
-    resources: Resources, query: FeedbackQuery, page: list[tuple[int, Label]]
-) -> AsyncIterator[str]:
-    """The heading and a line a label; ``page`` are the first of them."""
-    out = StringIO()
-    writer = csv.writer(out)
-    names = list(FeedbackRecord.model_fields)
-    writer.writerow(names)
+async def _label_pages(
+    store: FeedbackStore, after: int, model: str | None, version: int | None
+) -> AsyncIterator[list[Label]]:
+    """All labels after one, at least one page of them, which may be empty."""
     while True:
-        for _, label in page:
-            members = label.described()
-            writer.writerow([_cell(members[name]) for name in names])
-        yield out.getvalue()
-        out.seek(0)
-        out.truncate()
+        page = await store.labels(after, _PAGE, model, version)
+        yield [label for _, label in page]
         if len(page) < _PAGE:
             return
-        store = resources.feedback.store
-        page = await store.labels(page[-1][0], _PAGE, query.model, query.version)
+        after = page[-1][0]
+
+
+async def _csv_lines(first: list[Label], rest: AsyncIterator[list[Label]]) -> AsyncIterator[str]:
+    """The heading and a line a label, page by page."""
+    names = list(FeedbackRecord.model_fields)
+
+    def lines(rows: Iterable[Iterable[Any]]) -> str:
+        out = StringIO()
+        csv.writer(out).writerows(rows)
+        return out.getvalue()
+
+    def rows(page: list[Label]) -> Iterator[list[Any]]:
+        for label in page:
+            members = label.described()
+            yield [_cell(members[name]) for name in names]
+
+    yield lines([names, *rows(first)])
+    async for page in rest:
+        yield lines(rows(page))
 
 
 def _cell(value: Any) -> Any:

@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect
 
-from tests.artifacts import publish_image, publish_series, set_active
 from tests.page.browsers import HINT, find_browser, running_browser
 from tests.service.test_process import serving
 
@@ -51,22 +50,12 @@ def shipped(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="package")
-def small_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models whose scores are known by arithmetic: see ``tests/artifacts.py``."""
-    root = tmp_path_factory.mktemp("models")
-    publish_image(root)
-    publish_series(root)
-    set_active(root, image="bright/1", timeseries="sensors/1")
-    return root
-
-
-@pytest.fixture(scope="package")
 def small(
-    browser: Browser, small_models: Path, tmp_path_factory: pytest.TempPathFactory
+    browser: Browser, two_models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """The address of a service with ``small_models``."""
+    """The address of a service with ``two_models``."""
     folder = tmp_path_factory.mktemp("small")
-    with serving(small_models, folder / "log", **apart(folder)) as (_, base):
+    with serving(two_models, folder / "log", **apart(folder)) as (_, base):
         yield base
 
 

@@ -69,10 +69,10 @@ def test_scoring_is_stopped_and_gone_on_with(small: str, open_page: Open) -> Non
 
 
 def test_a_service_that_takes_less_at_once_gets_less_at_once(
-    small_models: Path, open_page: Open, tmp_path: Path
+    two_models: Path, open_page: Open, tmp_path: Path
 ) -> None:
     less = {"ANOMALY_MAX_IMAGES": "3", "ANOMALY_QUEUE_MAX_ITEMS": "4", **apart(tmp_path)}
-    with serving(small_models, tmp_path / "log", **less) as (_, base):
+    with serving(two_models, tmp_path / "log", **less) as (_, base):
         page = open_page(base)
         choose(page, level_files(LEVELS[:20]))
         expect(page.locator("#flagged-of")).to_have_text("of 20 flagged")

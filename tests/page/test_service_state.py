@@ -20,9 +20,9 @@ SECRET = "infer-secret-000001"
 
 
 def test_a_service_that_goes_away_is_seen_and_one_that_is_back_scores_without_a_reload(
-    small_models: Path, open_page: Open, tmp_path: Path
+    two_models: Path, open_page: Open, tmp_path: Path
 ) -> None:
-    with serving(small_models, tmp_path / "log", **apart(tmp_path)) as (process, base):
+    with serving(two_models, tmp_path / "log", **apart(tmp_path)) as (process, base):
         page = open_page(base)
         status = page.locator("#status")
         expect(status).to_have_attribute("data-state", "ready")
@@ -35,7 +35,7 @@ def test_a_service_that_goes_away_is_seen_and_one_that_is_back_scores_without_a_
         expect(status).to_have_attribute("data-state", "away")
         expect(page.locator("#status-word")).to_have_text("Service away")
         expect(decision(page)).to_have_text("▲ Anomalous")  # what is there stays
-        with answering(small_models, tmp_path, int(base.rpartition(":")[2])):
+        with answering(two_models, tmp_path, int(base.rpartition(":")[2])):
             expect(status).to_have_attribute("data-state", "ready")
             page.get_by_role("button", name="Go on").click()
             expect(page.locator("#flagged-of")).to_have_text("of 3 flagged")
@@ -59,10 +59,10 @@ def test_a_model_that_is_refused_is_named_with_the_reason(open_page: Open, tmp_p
 
 
 def test_a_key_is_asked_for_kept_in_the_tab_and_sent(
-    small_models: Path, open_page: Open, tmp_path: Path
+    two_models: Path, open_page: Open, tmp_path: Path
 ) -> None:
     keys = {"ANOMALY_API_KEYS": f"line-7:infer:{SECRET}", **apart(tmp_path)}
-    with serving(small_models, tmp_path / "log", **keys) as (_, base):
+    with serving(two_models, tmp_path / "log", **keys) as (_, base):
         page = open_page(base)
         field = page.locator("#key-field")
         expect(field).to_be_focused()

@@ -12,7 +12,6 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.settings import Settings
-from tests.artifacts import publish_image, publish_series, set_active
 
 Start = Callable[..., TestClient]
 
@@ -31,16 +30,6 @@ def wait_until_loaded(client: TestClient) -> TestClient:
         assert time.monotonic() < until, "models never finished loading"
         time.sleep(0.005)
     return client
-
-
-@pytest.fixture(scope="session")
-def two_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models directory with one image and one time-series model, both defaults."""
-    root = tmp_path_factory.mktemp("models")
-    publish_image(root)
-    publish_series(root)
-    set_active(root, image="bright/1", timeseries="sensors/1")
-    return root
 
 
 @pytest.fixture(scope="session")
