@@ -32,7 +32,7 @@ class Scores:
 
     raw: Float64[np.ndarray, " N"]
     p_value: Float64[np.ndarray, " N"]
-    maps: Float32[np.ndarray, "N A B"] | None
+    maps: Float32[np.ndarray, "N ..."] | None
     """Residuals in the frame of the model input: [N, H, W] or [N, L, D]."""
     phases_s: dict[str, float] = field(default_factory=dict)
 
@@ -148,7 +148,7 @@ def open_detector(artifact: Artifact, runtime: Runtime) -> Detector:
 
 def run_detector(
     detector: Detector, x: Float32[np.ndarray, "N ..."], *, maps: bool
-) -> tuple[Float64[np.ndarray, " N"], Float32[np.ndarray, "N A B"] | None, dict[str, float]]:
+) -> tuple[Float64[np.ndarray, " N"], Float32[np.ndarray, "N ..."] | None, dict[str, float]]:
     """Raw scores, maps and seconds by phase, in sub-batches of at most ``detector.max_batch``."""
     if 0 < len(x) <= detector.max_batch:
         found = detector.detect(x, maps=maps)

@@ -111,6 +111,44 @@ class SeriesInput(Frozen):
         return self.window + self.smoothing - 1
 
 
+class VectorInput(Frozen):
+    """How feature vectors become model inputs: ``(value - mean) / std`` per feature, limited to
+    ``clip`` on either side, so that one absurd value cannot overflow what follows.
+    """
+
+    kind: Literal["vectors"] = "vectors"
+    features: int = Field(ge=1, le=16384, description="numbers in a vector")
+    names: tuple[str, ...] = Field(default=(), description="of the features; empty: their numbers")
+    mean: tuple[float, ...] = Field(description="of the scaler, one a feature")
+    std: tuple[float, ...] = Field(description="of the scaler, one a feature, each > 0")
+    clip: float = Field(default=10.0, gt=0, description="largest distance from 0 after scaling")
+
+    @model_validator(mode="after")
+    def _one_number_per_feature(self) -> Self:
+        for name, values in (("mean", self.mean), ("std", self.std), ("names", self.names)):
+            if len(values) != self.features and (values or name != "names"):
+                raise ValueError(f"{name} has {len(values)} members, there are {self.features}")
+        if any(s <= 0 for s in self.std):
+            raise ValueError("std must be positive")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("feature names must be unique")
+        return self
+
+    @property
+    def shape(self) -> tuple[int]:
+        """(D,) of a model input."""
+        return (self.features,)
+
+
+Input = ImageInput | SeriesInput | VectorInput
+Task = Literal["image", "timeseries", "vectors"]
+_TASKS: Final[dict[str, Task]] = {
+    "image": "image",
+    "series": "timeseries",
+    "vectors": "vectors",
+}
+
+
 class CalibrationInfo(Frozen):
     """The calibration in numbers; the sorted scores themselves are in ``calibration.npz``."""
 
@@ -169,7 +207,7 @@ class Manifest(Frozen):
     version: int = Field(ge=1, description="that of the folder")
     family: str = Field(description="the algorithm: which detector reads files and params")
     title: str = Field(default="", description="one line for people")
-    input: Annotated[ImageInput | SeriesInput, Field(discriminator="kind")]
+    input: Annotated[Input, Field(discriminator="kind")]
     params: dict[str, Any] = Field(description="numbers of the family, which checks them itself")
     calibration: CalibrationInfo
     files: dict[FileName, Sha256] = Field(description="{file: sha256} of all but manifest.json")
@@ -178,13 +216,13 @@ class Manifest(Frozen):
     golden: GoldenInfo
 
     @property
-    def task(self) -> Literal["image", "timeseries"]:
+    def task(self) -> Task:
         """The key of ``active.json`` under which this model can be a default."""
-        return "image" if isinstance(self.input, ImageInput) else "timeseries"
+        return _TASKS[self.input.kind]
 
     @property
     def rows_apart(self) -> int:
         """Rows from the first of a window to the first of the next that shares none with it; 1 for
-        images, which have none.
+        images and vectors, which have none.
         """
         return self.input.min_rows if isinstance(self.input, SeriesInput) else 1

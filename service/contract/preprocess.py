@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image
 
 from service.contract.errors import UnsupportedMedia
-from service.contract.manifest import ImageInput, SeriesInput
+from service.contract.manifest import ImageInput, SeriesInput, VectorInput
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -112,6 +112,16 @@ def prepare_images(
     for i, image in enumerate(images):
         prepare_image(spec, image, out[i])
     return out
+
+
+def prepare_vectors(
+    spec: VectorInput, vectors: Float[np.ndarray, "N D"]
+) -> Float32[np.ndarray, "N D"]:
+    """Scaled by the manifest's numbers and limited to ``clip``; every value must be finite."""
+    mean, std = np.asarray(spec.mean), np.asarray(spec.std)
+    with np.errstate(over="ignore"):  # a value like 1e300 is limited
+        scaled = (vectors - mean) / std
+    return np.clip(scaled, -spec.clip, spec.clip).astype(np.float32)
 
 
 def map_to_frame(

@@ -25,8 +25,9 @@ class Detection:
     """Raw scores of a batch and, when asked for, what each pixel or cell added to them."""
 
     scores: Float64[np.ndarray, " N"]
-    maps: Float32[np.ndarray, "N A B"] | None
-    """Images: [N, H, W] in the frame of the model input, padding included. Series: [N, L, D]."""
+    maps: Float32[np.ndarray, "N ..."] | None
+    """Images: [N, H, W] in the frame of the model input, padding included. Series: [N, L, D].
+    Vectors: [N, D]."""
     phases_s: dict[str, float] = field(default_factory=dict)
     """Seconds by phase: ``infer`` (network), ``search`` (neighbours), ``postprocess``."""
 
@@ -69,7 +70,8 @@ class Detector(Protocol):
         """Raw scores (and maps) of prepared inputs; ``x`` is not modified.
 
         Args:
-            x: [N, C, H, W] for images, [N, L, D] for series, as ``contract.preprocess`` gives them.
+            x: [N, C, H, W] for images, [N, L, D] for series, [N, D] for vectors, as
+                ``contract.preprocess`` gives them.
 
         Raises:
             DetectorFailure: a runtime failed.

@@ -85,6 +85,31 @@ class SeriesData:
         return _fingerprint(*(r.rows for r in every))
 
 
+@dataclass(frozen=True)
+class VectorData:
+    """Feature vectors, float64 [N, D], finite."""
+
+    source: Source
+    names: tuple[str, ...]
+    """Of the features; empty where they have none."""
+    train: Float64[np.ndarray, "N D"]
+    validation: Float64[np.ndarray, "M D"]
+    calibration: Float64[np.ndarray, "K D"]
+    test: Float64[np.ndarray, "T D"]
+    test_labels: Int64[np.ndarray, " T"]
+    """0 normal, 1 anomalous. Empty when there is no labelled test split."""
+    test_classes: Int64[np.ndarray, " T"]
+    """The finer class of each test item."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the arrays: the same data and split give the same one."""
+        return _fingerprint(self.train, self.validation, self.calibration, self.test)
+
+
+Data = ImageData | SeriesData | VectorData
+
+
 def _fingerprint(*arrays: np.ndarray) -> str:
     digest = hashlib.sha256()
     for array in arrays:

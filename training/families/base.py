@@ -1,17 +1,15 @@
 """What every family offers the command line: fit, export, and its scores in torch."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict
 
-from service.contract.manifest import ImageInput, SeriesInput
+from service.contract.manifest import Input, Task
 from service.detectors.base import Detection, Params
 from training.run import Run
-
-Task = Literal["image", "timeseries"]
 
 
 class FamilyConfig(BaseModel):
@@ -21,11 +19,13 @@ class FamilyConfig(BaseModel):
 
 
 class PreparedData:
-    """Model inputs of the splits a family may see: float32 [N, C, H, W] or [N, L, D]."""
+    """Model inputs of the splits a family may see: float32 [N, C, H, W], [N, L, D] or
+    [N, D].
+    """
 
     def __init__(
         self,
-        spec: ImageInput | SeriesInput,
+        spec: Input,
         train: Float32[np.ndarray, "N ..."],
         validation: Float32[np.ndarray, "M ..."],
         synthetic: Float32[np.ndarray, "S ..."] | None = None,
@@ -44,8 +44,9 @@ class Family(Protocol):
     tasks: ClassVar[frozenset[Task]]
 
     def input_defaults(self, task: Task) -> dict[str, Any]:
-        """The family's own members of ``ImageInput`` / ``SeriesInput`` (contrast, mean, std, resize
-        for images; smoothing, window for series), used where a TOML's ``[input]`` is silent.
+        """The family's own members of ``ImageInput`` / ``SeriesInput`` / ``VectorInput`` (contrast,
+        mean, std, resize for images; smoothing, window for series; clip for vectors), used where
+        a TOML's ``[input]`` is silent.
         """
         ...
 

@@ -30,11 +30,12 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from service.contract.manifest import ImageInput
+from service.contract.manifest import ImageInput, Task
 from service.detectors.base import Detection
-from service.detectors.iae_lstm_kl import GRAPH, IaeLstmKlParams, ScoreVariant
+from service.detectors.graph import GRAPH
+from service.detectors.iae_lstm_kl import IaeLstmKlParams, ScoreVariant
 from training.export import export_onnx, fold_batchnorm, round_to_half
-from training.families.base import FamilyConfig, PreparedData, Task
+from training.families.base import FamilyConfig, PreparedData
 from training.networks.hypersphere import HypersphereNet
 from training.processes import of_all
 from training.run import ArrayBatches, Run

@@ -32,7 +32,7 @@ from jaxtyping import Float32
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from service.contract.manifest import ImageInput
+from service.contract.manifest import ImageInput, Task
 from service.detectors.base import Detection
 from service.detectors.diffusion import (
     ARRAYS,
@@ -44,7 +44,7 @@ from service.detectors.diffusion import (
     ScoreVariant,
 )
 from training.export import export_onnx
-from training.families.base import FamilyConfig, PreparedData, Task
+from training.families.base import FamilyConfig, PreparedData
 from training.families.diffusion.config import DiffusionConfig
 from training.families.diffusion.fitting import compression, denoising, pair_classifier
 from training.families.diffusion.scores import (

@@ -21,7 +21,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from service.contract.errors import InvalidInput
-from service.contract.manifest import ImageInput
+from service.contract.manifest import ImageInput, Task
 from service.detectors.base import Detection
 from service.detectors.nln_artifact import (
     BANK,
@@ -34,7 +34,7 @@ from service.detectors.nln_artifact import (
 )
 from service.detectors.patches import Patches
 from training.export import export_onnx
-from training.families.base import FamilyConfig, PreparedData, Task
+from training.families.base import FamilyConfig, PreparedData
 from training.families.nln.bank import Bank, ExhaustiveIndex, NlnModel, build_bank, detector_of
 from training.families.nln.choice import choose
 from training.families.nln.config import NlnConfig, first_params
