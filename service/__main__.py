@@ -2,7 +2,9 @@
 
 import argparse
 import logging.config
+import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -39,7 +41,23 @@ def served() -> FastAPI:
         last.daemon = True
         last.start()
 
+    _end_with_parent()
     return create_app(on_end=leave, at_start=orjson.loads(os.environ.get(_AT_START, "{}")))
+
+
+def _end_with_parent() -> None:
+    """A worker whose first process was killed ends too, cleanly: it would hold the port for ever,
+    and nobody would begin it anew.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def follow() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, name="end with parent", daemon=True).start()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -99,6 +99,20 @@ def test_a_refusal_reaches_a_client_that_still_sends_and_the_connection_stays(
             assert b"HTTP/1.1 200" in rest
 
 
+def test_workers_end_where_the_first_process_was_killed(two_models: Path, tmp_path: Path) -> None:
+    with serving(two_models, tmp_path / "log", ANOMALY_WORKERS="2") as (process, base):
+        process.kill()
+        process.wait()
+        until = time.monotonic() + 30
+        where = httpx.URL(base)
+        while True:  # the port is free again
+            with socket.socket() as s:
+                if s.connect_ex((where.host, where.port or 80)):
+                    break
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
 def test_metrics_of_several_workers_add_up(two_models: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with serving(two_models, log, ANOMALY_WORKERS="2") as (process, base):
