@@ -34,8 +34,7 @@ from service.detectors.diffusion import ARRAYS, CLASSIFIER, DECODER, ENCODER, UN
 from service.runtime import Runtime, Session
 from training.config import load_data, make_config, prepare
 from training.data.base import ImageData
-from training.families.diffusion.scores import ddim_levels
-from training.families.diffusion.stages import alpha_bars
+from training.denoising import alpha_bars, ddim_levels
 from training.publish import CONFIG
 
 T0 = 200

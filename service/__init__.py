@@ -6,7 +6,7 @@ The way of a request, in eight lines:
 2. ``routes``           by ``direct`` (scoring) or FastAPI; the ``catalog`` has a ready scorer.
 3. ``cache``            may know the answer: artifact, options and bytes are the same.
 4. ``batching``         lets it in or says 503; one thread takes what waits together.
-5. ``decoding``         within limits, bytes become pixels or rows; ``contract`` prepares them.
+5. ``decoding``         within limits, bytes become pixels or numbers; ``contract`` prepares them.
 6. ``detectors``        the family's raw score and residual map, through ``runtime``.
 7. ``contract``         calibrates: p-value; ``decision`` decides on the whole request.
 8. ``rendering``        maps go back into the user's frame; ``problems`` words whatever went wrong.

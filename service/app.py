@@ -36,6 +36,7 @@ from service.routes import (
     score,
     streams,
     timeseries,
+    vectors,
 )
 from service.runtime import Runtime
 from service.schemas import Problem
@@ -177,13 +178,17 @@ def create_app(
         streams=_stream_store(settings, redis),
         feedback=_feedback(settings, redis),
     )
-    posts = {"/score": score.score_images, "/score/timeseries": timeseries.score_timeseries}
+    posts = {
+        "/score": score.score_images,
+        "/score/timeseries": timeseries.score_timeseries,
+        "/score/vectors": vectors.score_vectors,
+    }
     allowed = KeyCheck(DirectRoutes(app.behind, posts), ApiKeys.of(settings), telemetry)
     app.add_middleware(BugsPassed)
     app.front = RequestContext(allowed, telemetry)
     problems.install(app)
     for module in (
-        score, timeseries, streams, feedback, inference_protocol, models, health, page,
+        score, timeseries, vectors, streams, feedback, inference_protocol, models, health, page,
     ):  # fmt: skip
         app.include_router(module.router)
     page.mount_files(app)
@@ -214,7 +219,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schema = get_openapi(
             title=app.title,
             version=app.version,
-            description="Scores of images and sensor windows. Errors are RFC 9457 problems.",
+            description="Scores of images, sensor windows and feature vectors. Errors are RFC 9457 "
+            "problems.",
             routes=app.routes,
         )
         for body in (Problem, InferRequestBody):

@@ -2,8 +2,8 @@
 
 In this process (least recently used go first, bounded in bytes) or, where one is configured, in
 Redis, shared by all processes. A cache changes no score: what is not found, not readable or not
-answered in time is computed. Covers /score and /score/timeseries only: not /v2, and not streams,
-whose answers depend on what came before.
+answered in time is computed. Covers /score, /score/timeseries and /score/vectors only: not /v2, and
+not streams, whose answers depend on what came before.
 
 In Redis every value expires, so ``maxmemory-policy volatile-ttl`` drops results before streams,
 which live longer; under ``noeviction`` a full Redis stores no further result, and streams get 503.

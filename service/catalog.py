@@ -16,10 +16,11 @@ from pathlib import Path
 
 from service import loading
 from service.contract.errors import AnomalyError, ArtifactCorrupt, Conflict, NotReady
+from service.contract.manifest import Task
 from service.loading import Key
 from service.runtime import Runtime
 from service.scoring import Scorer
-from service.served import ROUTES, Entry, Served, Status, Task, Version
+from service.served import ROUTES, Entry, Served, Status, Version
 from service.serving_state import FILE, Alias, ModelState, ServingState, StateFile
 
 __all__ = ["ROUTES", "Alias", "Catalog", "Entry", "Status", "Task", "Version"]

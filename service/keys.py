@@ -43,8 +43,11 @@ _OPEN = frozenset(
 )  # fmt: skip
 _OPEN_BELOW = ("/static/", "/docs/files/", "/v2/health/")
 _INFER = frozenset(
-    {"/score", "/score/timeseries", "/feedback", "/models", "/v2", "/v2/repository/index"}
-)
+    {
+        "/score", "/score/timeseries", "/score/vectors", "/feedback", "/models",
+        "/v2", "/v2/repository/index",
+    }
+)  # fmt: skip
 _INFER_BELOW = ("/streams/", "/feedback/", "/v2/models/")
 _ADMIN_BELOW = ("/models/", "/v2/repository/")
 

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from service.contract import store
 from service.contract.errors import AnomalyError, ArtifactCorrupt
-from service.contract.manifest import Manifest
+from service.contract.manifest import Manifest, Task
 from service.runtime import Runtime
 from service.scoring import Scorer, self_test
-from service.served import Entry, Task
+from service.served import Entry
 from service.serving_state import ServingState
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ def defaults(root: Path) -> dict[Task, Key]:
     named: tuple[tuple[Task, str | None], ...] = (
         ("image", active.image),
         ("timeseries", active.timeseries),
+        ("vectors", active.vectors),
     )
     keys: dict[Task, Key] = {}
     for task, text in named:

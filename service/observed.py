@@ -48,9 +48,9 @@ class Observed:
     at_ns: Int64[np.ndarray, " N"]
     """When it was scored, since 1970."""
     series: UInt64[np.ndarray, " N"]
-    """Of an image: its content. Of a window: the recording or stream it is of."""
+    """Of an image or a vector: its content. Of a window: the recording or stream it is of."""
     start: Int64[np.ndarray, " N"]
-    """First row of a window; -1 for an image."""
+    """First row of a window; -1 for an image or a vector."""
     stream: Bool[np.ndarray, " N"]
     label: Int8[np.ndarray, " N"]
     labelled_at_ns: Int64[np.ndarray, " N"]

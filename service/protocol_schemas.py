@@ -79,11 +79,12 @@ class RepositoryEntry(Body):
 class InputTensor(Body):
     """An input; its elements in ``data``, or behind the JSON (``binary_data_size``)."""
 
-    name: Literal["image", "rows"]
+    name: Literal["image", "rows", "vectors"]
     shape: list[Annotated[int, Field(ge=1)]]
     datatype: Literal["UINT8", "BYTES", "FP32", "FP64"] = Field(
         description="image: UINT8 [N, H, W, C], or BYTES [N], encoded files. rows: FP32 or FP64 "
-        "[T, D], columns in the model's order, rows in order of time."
+        "[T, D], columns in the model's order, rows in order of time. vectors: FP32 or FP64 "
+        "[N, D], features in the model's order, each of them finite."
     )
     parameters: dict[Literal["binary_data_size"], int] | None = None
     data: list[Any] | None = Field(

@@ -120,6 +120,11 @@ class NeighbourIndex:
         distances, ids = self._index.search(np.ascontiguousarray(z, dtype=np.float32), k)
         return distances, ids
 
+    def rows(self, ids: Int64[np.ndarray, "..."]) -> Float32[np.ndarray, "... Z"]:
+        """The vectors of these row numbers, as a flat index of float32 holds them: exactly."""
+        found = self._index.reconstruct_batch(np.ascontiguousarray(ids.ravel(), dtype=np.int64))
+        return np.asarray(found, dtype=np.float32).reshape(*ids.shape, self.dimension)
+
 
 def _on_gpu(index: Any) -> Any:
     """A copy of an index on the first GPU; None where there is none, or none for its kind."""

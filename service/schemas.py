@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from service.contract.manifest import Task
 from service.observed import LabelName
 from service.recalibration import LEAST_FPR
 from service.served import Version
@@ -52,7 +53,7 @@ Source = Annotated[
 
 
 class Query(BaseModel):
-    """What both scoring routes take."""
+    """What all scoring routes take."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -117,6 +118,19 @@ class SeriesQuery(StreamQuery):
     """Query of POST /score/timeseries."""
 
     fdr: Fdr = None
+
+
+class VectorsQuery(Query):
+    """Query of POST /score/vectors."""
+
+    fdr: Fdr = None
+    contributions: int = Field(
+        10,
+        ge=0,
+        le=16384,
+        description="How many features to name for each vector, those that deviate most first; a "
+        "model's features, however many it has, are all named at 16384.",
+    )
 
 
 class Body(BaseModel):
@@ -272,6 +286,45 @@ class SeriesBody(Body):
     results: list[WindowResult]
 
 
+class FeatureShare(Body):
+    """How much of what makes a vector unusual one feature has."""
+
+    feature: str | int = Field(
+        description="Its name; its number, from 0, where the model has no names."
+    )
+    share: float = Field(ge=0, le=1)
+    value: float = Field(description="As it was sent.")
+
+
+class VectorResult(Body):
+    """The score of one vector."""
+
+    index: int
+    score: float = Field(ge=0, le=1, description="1 - p_value.")
+    p_value: float = Field(gt=0, le=1, description="Share of normal items scoring at least this.")
+    raw_score: float = Field(description="The detector's own score; higher is more anomalous.")
+    threshold: float | None = Field(description=THRESHOLD)
+    fpr: float = Field(description=RATE)
+    decision: Literal["normal", "review", "anomalous"]
+    contributions: list[FeatureShare] = Field(
+        description="Largest first, as many as the query asks for; the shares of all features, "
+        "named or not, sum to 1 (equal shares where nothing deviates)."
+    )
+
+
+class VectorsBody(Body):
+    """Answer of POST /score/vectors."""
+
+    model: str
+    version: int
+    family: str
+    provider: str
+    request_id: str
+    vectors: int
+    warnings: list[str]
+    results: list[VectorResult]
+
+
 class StreamAppended(SeriesBody):
     """Answer of POST /streams/{id}/rows; rows, windows and results are those of this append, and
     ``index``, ``start`` and ``end`` count from the first row of the stream.
@@ -350,13 +403,13 @@ class ModelBody(Body):
     name: str
     title: str | None
     family: str | None
-    task: Literal["image", "timeseries"] | None
+    task: Task | None
     active_version: int | None = Field(
         description="null for a model published after start of which no version is loaded."
     )
     aliases: dict[Literal["stable", "candidate"], int]
     shadow: ShadowBody | None = Field(description="Only with a candidate.")
-    default_for: list[Literal["image", "timeseries"]]
+    default_for: list[Task]
     status: Literal["loading", "ready", "failed", "not_loaded"]
     versions: list[VersionSummary]
 
@@ -373,7 +426,7 @@ class VersionBody(VersionSummary):
     name: str
     title: str | None
     family: str | None
-    task: Literal["image", "timeseries"] | None
+    task: Task | None
     provider: str | None
     sha256: str | None = Field(description="Of manifest.json, which holds those of all files.")
     input: Annotated[dict[str, Any] | None, Field(description="The preprocessing rule.")]
@@ -436,7 +489,7 @@ class FeedbackRecord(Body):
     decision: Literal["normal", "review", "anomalous"]
     recorded_at: str = Field(description="RFC 3339, UTC.")
     scored_at: str
-    start: int | None = Field(description="First row of a window; null for an image.")
+    start: int | None = Field(description="First row of a window; null for an image or a vector.")
     end: int | None = Field(description="One more than its last row.")
     stream: str | None = Field(description="The stream that the window is of.")
 
@@ -524,7 +577,7 @@ class ProposalBody(Body):
     to: str
     answers: int = Field(description="Requests that the items came in.")
     distinct_items: int = Field(description="What was sent more than once counted once.")
-    sample: int = Field(description="Of these, images, or windows that share no rows.")
+    sample: int = Field(description="Of these, images, vectors, or windows that share no rows.")
     labelled_normal: int = Field(description="Of the sample.")
     labelled_anomalous: int = Field(
         description="Of the sample, with windows that share rows with one labelled so; left out."

@@ -18,8 +18,8 @@ from service.contract.errors import (
     DetectorFailure,
     SelfTestFailed,
 )
-from service.contract.manifest import ImageInput, Manifest, SeriesInput
-from service.contract.preprocess import Windows, prepare_images, prepare_series
+from service.contract.manifest import ImageInput, Manifest, SeriesInput, VectorInput
+from service.contract.preprocess import Windows, prepare_images, prepare_series, prepare_vectors
 from service.contract.store import CALIBRATION, GOLDEN, Artifact
 from service.detectors import DETECTORS
 from service.detectors.base import Detector
@@ -33,7 +33,7 @@ class Scores:
     raw: Float64[np.ndarray, " N"]
     p_value: Float64[np.ndarray, " N"]
     maps: Float32[np.ndarray, "N ..."] | None
-    """Residuals in the frame of the model input: [N, H, W] or [N, L, D]."""
+    """Residuals in the frame of the model input: [N, H, W], [N, L, D] or [N, D]."""
     phases_s: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -65,7 +65,7 @@ class Scorer:
         self.calibration = calibration
         self.digest = digest
         self.shape = manifest.input.shape
-        """(C, H, W) or (L, D) of a prepared item."""
+        """(C, H, W), (L, D) or (D,) of a prepared item."""
 
     @classmethod
     def open(cls, artifact: Artifact, runtime: Runtime) -> Self:
@@ -88,7 +88,7 @@ class Scorer:
         return cls(manifest, open_detector(artifact, runtime), calibration, artifact.digest)
 
     def score(self, x: Float32[np.ndarray, "N ..."], *, maps: bool = False) -> Scores:
-        """Scores of prepared inputs ([N, C, H, W] or [N, L, D]), in bounded sub-batches.
+        """Scores of prepared inputs ([N, C, H, W], [N, L, D], [N, D]), in bounded sub-batches.
 
         Raises:
             DetectorFailure: a runtime failed.
@@ -117,6 +117,10 @@ class Scorer:
         windows = prepare_series(self.series_input, rows, timestamps_s, stride)
         return windows, self.score(windows.values[windows.scorable], maps=maps)
 
+    def score_vectors(self, vectors: Float64[np.ndarray, "N D"], *, maps: bool = False) -> Scores:
+        """Scores of raw vectors, features in the manifest's order; every value must be finite."""
+        return self.score(prepare_vectors(self.vector_input, vectors), maps=maps)
+
     @property
     def image_input(self) -> ImageInput:
         """The manifest's input rule, which must be one for images."""
@@ -129,6 +133,13 @@ class Scorer:
         """The manifest's input rule, which must be one for series."""
         spec = self.manifest.input
         assert isinstance(spec, SeriesInput)
+        return spec
+
+    @property
+    def vector_input(self) -> VectorInput:
+        """The manifest's input rule, which must be one for vectors."""
+        spec = self.manifest.input
+        assert isinstance(spec, VectorInput)
         return spec
 
 
@@ -167,17 +178,24 @@ def run_detector(
 
 
 def contributions(maps: np.ndarray) -> np.ndarray:
-    """Share of each column in each window's residual, [W, L, D] -> [W, D]; rows sum to 1."""
-    by_column = np.clip(maps, 0, None).sum(axis=1, dtype=np.float64)
+    """Share of each column in each window's residual, [W, L, D] -> [W, D], or of each feature in
+    each vector's, [N, D] -> [N, D]; rows sum to 1.
+    """
+    kept = np.clip(maps, 0, None)
+    by_column = kept.sum(axis=1, dtype=np.float64) if kept.ndim == 3 else kept.astype(np.float64)
     total = by_column.sum(axis=1, keepdims=True)
     equal = 1.0 / by_column.shape[1]
     return np.asarray(np.where(total > 0, by_column / np.where(total > 0, total, 1), equal))
 
 
 def golden_scores(scorer: Scorer, golden: dict[str, np.ndarray]) -> Scores:
-    """The scores of the raw inputs in a golden file: ``images``, or ``rows`` of one recording."""
+    """The scores of the raw inputs in a golden file: ``images``, ``rows`` of one recording, or
+    ``vectors``.
+    """
     if isinstance(scorer.manifest.input, ImageInput):
         return scorer.score_images(golden["images"], maps=True)
+    if isinstance(scorer.manifest.input, VectorInput):
+        return scorer.score_vectors(golden["vectors"], maps=True)
     return scorer.score_series(golden["rows"], stride=int(golden["stride"]), maps=True)[1]
 
 

@@ -11,14 +11,17 @@ from typing import Literal
 
 from service.contract import store
 from service.contract.errors import ArtifactNotFound, FieldError, InvalidInput, NotReady
-from service.contract.manifest import Manifest
+from service.contract.manifest import Manifest, Task
 from service.scoring import Scorer
 from service.serving_state import Alias, ServingState
 
-Task = Literal["image", "timeseries"]
 Status = Literal["loading", "ready", "failed", "not_loaded"]
 Version = int | Alias
-ROUTES: dict[Task, str] = {"image": "/score", "timeseries": "/score/timeseries"}
+ROUTES: dict[Task, str] = {
+    "image": "/score",
+    "timeseries": "/score/timeseries",
+    "vectors": "/score/vectors",
+}
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,14 @@ class Settings(BaseSettings):
         64_000_000, ge=1, description="Pixels of all images of a request, seen before decoding."
     )
     max_images: int = Field(64, ge=1, description="Images of one request.")
-    max_cells: int = Field(1_000_000, ge=1, description="Rows x columns of one recording.")
-    max_windows: int = Field(50_000, ge=1, description="Windows scored for one recording.")
+    max_cells: int = Field(
+        1_000_000,
+        ge=1,
+        description="Rows x columns of one recording; vectors x features of one request.",
+    )
+    max_windows: int = Field(
+        50_000, ge=1, description="Windows scored for one recording; vectors of one request."
+    )
     max_map_pixels: int = Field(
         64_000_000, ge=1, description="Residual map values in one answer; bounds its size."
     )
@@ -103,8 +109,8 @@ class Settings(BaseSettings):
         0.0,
         ge=0,
         le=1,
-        description="Share of requests to /score and /score/timeseries (not /v2, not streams) that "
-        "a model's candidate scores as well.",
+        description="Share of requests to /score, /score/timeseries and /score/vectors (not /v2, "
+        "not streams) that a model's candidate scores as well.",
     )
     feedback_file: Path | None = Field(
         None,

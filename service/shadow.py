@@ -1,6 +1,6 @@
 """Shadow mode: a candidate scores a share of real requests as well, after they were answered.
 
-Requests to /score and /score/timeseries, that is; not /v2, not streams.
+Requests to /score, /score/timeseries and /score/vectors, that is; not /v2, not streams.
 
 What was sent to the active version is kept in a short queue. One thread of lower priority takes it
 from there while the service is not busy, prepares and scores it with the candidate, decides by the
@@ -23,17 +23,18 @@ from jaxtyping import Float64, UInt8
 
 from service.catalog import Catalog
 from service.contract.errors import AnomalyError
-from service.contract.manifest import ImageInput, Manifest, SeriesInput
+from service.contract.manifest import Manifest, SeriesInput, VectorInput
 from service.contract.preprocess import prepare_image, prepare_series
 from service.decision import DecisionRule
 from service.decoding.images import read_header, read_pixels
+from service.decoding.vectors import Vectors
 from service.scoring import Scorer
 from service.telemetry import ShadowResult, Telemetry
 
 log = logging.getLogger(__name__)
 
 MAX_ITEMS: Final = 256
-MAX_WINDOWS: Final = 128  # of one recording
+MAX_WINDOWS: Final = 128  # of one recording; vectors of one request
 MAX_BYTES: Final = 32 * 1024 * 1024
 _AT_ONCE = 8  # items scored between two looks at whether the service is busy
 _BUSY_WAIT_S = 0.02
@@ -59,7 +60,7 @@ class _Job:
     candidate: Manifest
     digests: tuple[str, str]
     """Of both; no scorer is held here, it may be unloaded meanwhile."""
-    inputs: Images | Series
+    inputs: Images | Series | Vectors
     decisions: tuple[str, ...]
     fpr: float
     size: int
@@ -123,14 +124,18 @@ class Shadow:
         )
 
     def offer(
-        self, scorer: Scorer, inputs: Images | Series, decisions: Sequence[str], fpr: float
+        self,
+        scorer: Scorer,
+        inputs: Images | Series | Vectors,
+        decisions: Sequence[str],
+        fpr: float,
     ) -> None:
         """``inputs`` will be scored by the candidate when there is time, or are dropped.
 
         Args:
             scorer: gave the answer.
             inputs: of the items that were decided on; not modified by anybody from here on.
-            decisions: for each image, or each window of the recording.
+            decisions: for each image, each vector, or each window of the recording.
             fpr: the rate they were decided at.
         """
         candidate = self._catalog.candidate_for(scorer)
@@ -145,6 +150,11 @@ class Shadow:
                 stamps = None if stamps is None else stamps[:rows].copy()
                 inputs = Series(inputs.rows[:rows].copy(), stamps, inputs.stride)
             size = inputs.rows.nbytes
+        elif isinstance(inputs, Vectors):
+            kept = min(kept, MAX_WINDOWS)
+            if kept < len(inputs):
+                inputs = Vectors(inputs.values[:kept].copy(), ())
+            size = inputs.values.nbytes
         else:
             inputs = tuple(inputs)
             size = sum(len(i) if isinstance(i, bytes) else i.nbytes for i in inputs)
@@ -224,13 +234,13 @@ class Shadow:
         done = 0
         try:
             rule = DecisionRule.of(candidate, job.fpr, self._review_fpr)
-            if isinstance(job.inputs, Series):
+            if not isinstance(job.inputs, Sequence):
                 if not self._wait_until_idle():
                     self._count(job.candidate, "dropped", len(job.decisions))
                     return
-                found = self._series(candidate, rule, job.inputs)
+                found = self._rows(candidate, rule, job.inputs)
                 if len(found) != len(job.decisions):
-                    raise ValueError(f"{len(found)} windows, {len(job.decisions)} were decided on")
+                    raise ValueError(f"{len(found)} items, {len(job.decisions)} were decided on")
                 self._tell(job.candidate, job.decisions, found)
                 return
             for first in range(0, len(job.inputs), _AT_ONCE):
@@ -266,7 +276,9 @@ class Shadow:
             x[i] = prepare_image(spec, image)
         return list(rule.decide(candidate.score(x, maps=False).p_value))
 
-    def _series(self, candidate: Scorer, rule: DecisionRule, sent: Series) -> list[str]:
+    def _rows(self, candidate: Scorer, rule: DecisionRule, sent: Series | Vectors) -> list[str]:
+        if isinstance(sent, Vectors):
+            return list(rule.decide(candidate.score_vectors(sent.values).p_value))
         windows = prepare_series(candidate.series_input, sent.rows, sent.timestamps_s, sent.stride)
         scorable = windows.scorable
         found = np.full(len(windows), "not_scorable", dtype=object)
@@ -303,12 +315,16 @@ def label(scorer: Scorer) -> str:
 def incomparable(active: Manifest, candidate: Manifest) -> str:
     """Why decisions of the two cannot be compared item by item; empty when they can.
 
-    Images may be of any size. Recordings must give the same windows from the same columns.
+    Images may be of any size. Recordings must give the same windows from the same columns, vectors
+    must have the same features.
     """
     a, c = active.input, candidate.input
-    if isinstance(a, ImageInput) or isinstance(c, ImageInput):
-        return "" if active.task == candidate.task else f"it scores {candidate.task} input"
-    return _other_windows(a, c)
+    if isinstance(a, SeriesInput) and isinstance(c, SeriesInput):
+        return _other_windows(a, c)
+    if isinstance(a, VectorInput) and isinstance(c, VectorInput):
+        same = (a.features, a.names) == (c.features, c.names)
+        return "" if same else "its features are others than those of the active version"
+    return "" if active.task == candidate.task else f"it scores {candidate.task} input"
 
 
 def _other_windows(a: SeriesInput, c: SeriesInput) -> str:

@@ -2,7 +2,9 @@
 
 Image model ``bright``: the raw score is the mean of the pixels / 255, the residual of a pixel is
 the pixel / 255. Series model ``sensors``: the raw score is the mean of the scaled readings'
-magnitudes, the residual of a cell is its magnitude.
+magnitudes, the residual of a cell is its magnitude. Vector model
+``part``: the raw score is the mean of the scaled features' magnitudes, the residual of a feature is
+its magnitude.
 """
 
 from pathlib import Path
@@ -19,12 +21,14 @@ from service.contract.manifest import (
     Column,
     GoldenInfo,
     ImageInput,
+    Input,
     Manifest,
     Metric,
     Provenance,
     SeriesInput,
+    VectorInput,
 )
-from service.contract.preprocess import prepare_images, prepare_series
+from service.contract.preprocess import prepare_images, prepare_series, prepare_vectors
 from service.contract.store import Artifact, digests
 
 FAMILY = "iae_lstm_kl"
@@ -39,6 +43,13 @@ SERIES_INPUT = SeriesInput(
     smoothing=3,
     window=4,
     stride=2,
+)
+VECTOR_INPUT = VectorInput(
+    features=3,
+    names=("torque", "current", "heat"),
+    mean=(0.0, 2.0, 100.0),
+    std=(1.0, 2.0, 50.0),
+    clip=5.0,
 )
 # 199 scores: the finest false-positive rate is 1/200
 CALIBRATION = Calibration.fit(np.arange(1, 200) / 400)
@@ -88,14 +99,32 @@ def publish_series(
     return _publish(root, name, version, spec, golden)
 
 
-def set_active(root: Path, image: str | None = None, timeseries: str | None = None) -> None:
+def publish_vectors(
+    root: Path, name: str = "part", version: int = 1, spec: VectorInput = VECTOR_INPUT
+) -> Path:
+    """The folder of a published vector model."""
+    values = np.random.default_rng(0).normal(size=(16, spec.features))
+    vectors = values * np.array(spec.std) + np.array(spec.mean)
+    x = prepare_vectors(spec, vectors)
+    golden = {
+        "vectors": vectors,
+        "scores": np.abs(x).mean(axis=1, dtype=np.float64),
+        "maps": np.abs(x),
+    }
+    return _publish(root, name, version, spec, golden)
+
+
+def set_active(
+    root: Path,
+    image: str | None = None,
+    timeseries: str | None = None,
+    vectors: str | None = None,
+) -> None:
     """``active.json`` names these defaults."""
-    store.write_active(root, store.Active(image=image, timeseries=timeseries))
+    store.write_active(root, store.Active(image=image, timeseries=timeseries, vectors=vectors))
 
 
-def unpublished(
-    folder: Path, family: str, spec: ImageInput | SeriesInput, params: dict[str, Any]
-) -> Artifact:
+def unpublished(folder: Path, family: str, spec: Input, params: dict[str, Any]) -> Artifact:
     """The files in ``folder`` as an artifact for a detector to open; nothing calibrates it."""
     calibration = CalibrationInfo(
         n=99, fpr=0.01, threshold=1, median=0, mad=1, pixel_threshold=1, map_scale=1
@@ -115,9 +144,7 @@ def unpublished(
     return Artifact(folder, manifest, "0" * 64)
 
 
-def manifest_of(
-    name: str, version: int, spec: ImageInput | SeriesInput, files: dict[str, str], n: int
-) -> Manifest:
+def manifest_of(name: str, version: int, spec: Input, files: dict[str, str], n: int) -> Manifest:
     """A manifest that validates."""
     scores = CALIBRATION.scores
     return Manifest(
@@ -173,7 +200,7 @@ def _publish(
     root: Path,
     name: str,
     version: int,
-    spec: ImageInput | SeriesInput,
+    spec: Input,
     golden: dict[str, Any],
 ) -> Path:
     with store.staging(root, name) as folder:

@@ -6,7 +6,7 @@
 4. ``families``     one of them fits networks in stages, each resumable (``run``), by several
                     processes where wanted (``processes``)
 5. ``publish``      exports the networks (``export``) and opens the files as the service would
-6.                  calibrates on the calibration split, checks torch against the files
+6.                  calibrates on the calibration split; ``parity`` checks the files against torch
 7. ``evaluation``   measures the test split once, beside controls; ``card`` writes it down
 8.                  records golden examples, then ``service.contract.store`` renames the folder
 

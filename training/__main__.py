@@ -1,4 +1,4 @@
-"""python -m training fit | publish | evaluate | recalibrate | score-files | benchmark.
+"""python -m training fit | publish | evaluate | recalibrate | score-files | benchmark | tune.
 
 What needs torch is loaded by the commands that do (``commands``): it takes seconds.
 """
@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from service.contract import store
 from service.contract.errors import AnomalyError
 from service.detectors import DETECTORS
+from training.benchmark.command import benchmark
 from training.bulk.command import score_files
-from training.command_options import ModelsDir, err, open_model, out
+from training.command_options import ModelsDir, err, open_model
 from training.recalibrate_command import recalibrate
+from training.tune_command import tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -110,22 +111,8 @@ def evaluate_command(
 
 app.command()(recalibrate)
 app.command("score-files")(score_files)
-
-
-@app.command()
-def benchmark(
-    names: Annotated[list[str] | None, typer.Argument(help="Models; default all.")] = None,
-    data_dir: DataDir = None,
-    models: ModelsDir = Path("models"),
-    results: Annotated[Path, typer.Option(help="Where the table goes.")] = Path(
-        "benchmarks/results"
-    ),
-) -> None:
-    """Re-measure artifacts beside controls and published numbers; write a table."""
-    from training.benchmark import benchmark_artifacts  # noqa: PLC0415 loads torch
-
-    path = benchmark_artifacts(models, names or store.names(models), data_dir, results, out.print)
-    out.print(path.read_text())
+app.command()(benchmark)
+app.command()(tune)
 
 
 def _overrides(settings: list[str]) -> dict[str, Any]:

@@ -6,10 +6,11 @@ tuned on the test set. Source of the form: Mitchell et al., Model Cards for Mode
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.contract.manifest import ImageInput, Manifest
+from service.contract.manifest import ImageInput, Input, Manifest, SeriesInput, VectorInput
 from training.card_tables import (
     by_class,
     controls,
@@ -22,8 +23,10 @@ from training.evaluation import Evaluation
 from training.markdown import CARD, lines_of, table
 from training.pictures import draw_pictures
 
+_NAMED = 60
+"""Features that the card names; of more, only how many there are."""
 _ALT = {
-    "card_examples.png": "test items from easiest to worst failure, with residuals",
+    "card_examples.png": "test items from easiest to worst failure, with what adds to the score",
     "card_timeline.png": "raw score along test recordings",
     "card_scores.png": "histogram of raw scores with the threshold",
     "card_roc.png": "ROC curves of the model and the controls",
@@ -79,48 +82,84 @@ def _top(manifest: Manifest, evaluation: Evaluation) -> str:
     if evaluation.synthetic:
         lines.append(
             "> **Synthetic anomalies.** The data has no anomalous test items: anomalies were made "
-            "from normal test items (pasted or noisy patches, sensor faults), of the kinds that "
-            "settings were chosen on. The figures say that the model works, not how well it finds "
-            "real anomalies."
+            "from normal test items (pasted or noisy patches, sensor faults, exchanged or shifted "
+            "features), of the kinds that settings were chosen on. The figures say that the model "
+            "works, not how well it finds real anomalies."
         )
     lines += [f"> **Note.** {note[0].upper()}{note[1:]}." for note in evaluation.notes]
     return "\n\n".join(lines)
 
 
+@dataclass(frozen=True)
+class _Words:
+    """How an input rule reads in words."""
+
+    things: str
+    form: str
+    where: str
+    """What of an item adds to its score."""
+    other: str
+    """What the model is not meant for."""
+
+
+def _words(spec: Input) -> _Words:
+    match spec:
+        case ImageInput():
+            colour = "grey" if spec.channels == 1 else "RGB"
+            padded = f"{spec.pad} zero pixels added on each side, " if spec.pad else ""
+            return _Words(
+                things="images",
+                form=f"one {colour} image of any size, resized to {spec.height} x {spec.width} "
+                f"({spec.resize}), {padded}contrast rule `{spec.contrast}`",
+                where="which pixels add to the score (residual map)",
+                other="another camera, lens, lighting, scale or crop",
+            )
+        case SeriesInput():
+            return _Words(
+                things="sensor readings",
+                form=_rows_in_words(spec),
+                where="which sensors and rows add to the score",
+                other="another machine, sensor, season, mode of operation or sampling period",
+            )
+        case VectorInput():
+            named = f". Features, in order: {_listed(spec.names)}" if spec.names else ""
+            return _Words(
+                things="vectors",
+                form=f"{spec.features} numbers, each standardised by the training vectors and "
+                f"limited to {spec.clip:g} standard deviations{named}",
+                where="which features add to the score",
+                other="features computed in another way, by another network or version say",
+            )
+
+
+def _rows_in_words(spec: SeriesInput) -> str:
+    period = f"every {spec.period_s:g} s" if spec.period_s else "at the training data's period"
+    smooth = f", smoothed over {spec.smoothing} rows" if spec.smoothing > 1 else ""
+    return (
+        f"rows of {len(spec.columns)} sensors {period}{smooth}, in windows of {spec.window} rows; "
+        f"at least {spec.min_rows} rows. Sensors, in order: "
+        + ", ".join(f"`{c.name}`" + (f" ({c.unit})" if c.unit else "") for c in spec.columns)
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:_NAMED])
+    return shown + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
 def _use(manifest: Manifest, evaluation: Evaluation) -> str:
-    spec, n = manifest.input, len(evaluation.calibration_raw)
-    if isinstance(spec, ImageInput):
-        thing, colour = "images", "grey" if spec.channels == 1 else "RGB"
-        form = (
-            f"one {colour} image of any size, resized to {spec.height} x {spec.width} "
-            f"({spec.resize}), "
-            + (f"{spec.pad} zero pixels added on each side, " if spec.pad else "")
-            + f"contrast rule `{spec.contrast}`"
-        )
-        where = "which pixels add to the score (residual map)"
-        other = "another camera, lens, lighting, scale or crop"
-    else:
-        thing, columns = "sensor readings", len(spec.columns)
-        period = f"every {spec.period_s:g} s" if spec.period_s else "at the training data's period"
-        smooth = f", smoothed over {spec.smoothing} rows" if spec.smoothing > 1 else ""
-        form = (
-            f"rows of {columns} sensors {period}{smooth}, in windows of {spec.window} rows; at "
-            f"least {spec.min_rows} rows. Sensors, in order: "
-            + ", ".join(f"`{c.name}`" + (f" ({c.unit})" if c.unit else "") for c in spec.columns)
-        )
-        where = "which sensors and rows add to the score"
-        other = "another machine, sensor, season, mode of operation or sampling period"
+    words, n = _words(manifest.input), len(evaluation.calibration_raw)
     return lines_of(
         "## What it does",
         "",
-        f"Learned from normal {thing} only (family `{manifest.family}`), it says how unlike them "
-        f"a new one is, and {where}.",
+        f"Learned from normal {words.things} only (family `{manifest.family}`), it says how unlike "
+        f"them a new one is, and {words.where}.",
         "",
-        f"- **Input**: {form}.",
-        f"- **Meant for**: {thing} taken as the training data was, to point a person to what "
-        "deserves a look. It names no cause.",
-        f"- **Not meant for**: {other} without new calibration at the least; deciding alone where "
-        "a missed anomaly or a false alarm harms someone.",
+        f"- **Input**: {words.form}.",
+        f"- **Meant for**: {words.things} taken as the training data was, to point a person to "
+        "what deserves a look. It names no cause.",
+        f"- **Not meant for**: {words.other} without new calibration at the least; deciding alone "
+        "where a missed anomaly or a false alarm harms someone.",
         "- **The score is no probability of a fault.** p is the share of normal items that look at "
         "least as unusual.",
         f"- **Calibration**: {n} held-out normal items; the finest false-positive rate they can "

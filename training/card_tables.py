@@ -8,7 +8,7 @@ from training.controls import CONTROLS
 from training.evaluation import Evaluation
 from training.markdown import lines_of, table
 from training.metrics import FalseAlarms
-from training.tables import Published, published_for
+from training.tables import Published, data_name, published_for
 
 _SELECTION_ROWS = 8
 _FIGURES = {
@@ -18,6 +18,7 @@ _FIGURES = {
     "pixel_auroc": "pixel AUROC",
     "aupro": "AUPRO",
     "iou": "IoU of the marked pixels",
+    "iou_oracle": "IoU at the best threshold of the test split",
     "parity": "parity of the exported files with torch",
 }
 NOTHING_SEEN = "Nothing was chosen on a test label."
@@ -173,7 +174,7 @@ def published(manifest: Manifest, evaluation: Evaluation, config: Mapping[str, A
     data = config.get("data", {})
     rows = published_for(
         manifest.family,
-        str(data.get("name", manifest.provenance.data)),
+        data_name(data) or manifest.provenance.data,
         data.get("normal") or (),
         data.get("novel") or (),
     )

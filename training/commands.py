@@ -14,7 +14,7 @@ from rich.table import Table
 
 from service.contract import store
 from service.contract.errors import InputError
-from service.contract.manifest import Manifest, is_model_name
+from service.contract.manifest import Manifest, Task, is_model_name
 from service.runtime import Runtime
 from service.scoring import Scorer
 from training.command_options import err, out
@@ -25,6 +25,16 @@ from training.families import FAMILIES
 from training.processes import Followed, is_first, started_together, wait_for
 from training.publish import CONFIG, evaluate, publish, read_run_config
 from training.run import DATA_DIGEST, Interrupted, Run
+
+_SEND: dict[Task, tuple[str, str]] = {
+    "image": ("/score", "--data-binary @part.png -H 'Content-Type: image/png'"),
+    "timeseries": ("/score/timeseries", "--data-binary @rows.csv -H 'Content-Type: text/csv'"),
+    "vectors": (
+        "/score/vectors",
+        "--data-binary @vectors.json -H 'Content-Type: application/json'",
+    ),
+}
+"""Route and body of a first request, by what the model scores."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +158,8 @@ def _publish(config: TrainConfig, run: Run, data_dir: Path | None, target: Targe
     if target.activate or default is None or default.split("/")[0] == manifest.name:
         store.write_active(models, active.model_copy(update={manifest.task: mine}))
         out.print(f"default for {manifest.task}: {mine} (models/{store.ACTIVE})")
-    route = "/score" if manifest.task == "image" else "/score/timeseries"
+    route, body = _SEND[manifest.task]
     where = "" if models == Path("models") else f"ANOMALY_MODELS_DIR={models} "
-    body = "--data-binary @part.png -H 'Content-Type: image/png'"
-    if manifest.task == "timeseries":
-        body = "--data-binary @rows.csv -H 'Content-Type: text/csv'"
     out.print(
         f"published: {artifact.path} (card: {artifact.path / 'CARD.md'})\n"
         f"serve it:  {where}make serve   (one that runs already: restart it, or PUT "

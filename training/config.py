@@ -3,26 +3,44 @@
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sklearn.preprocessing import StandardScaler
 
 from service.contract.errors import FieldError, InvalidInput
-from service.contract.manifest import Column, ImageInput, ModelName, SeriesInput
-from service.contract.preprocess import prepare_images, prepare_series
+from service.contract.manifest import (
+    Column,
+    ImageInput,
+    Input,
+    ModelName,
+    SeriesInput,
+    Task,
+    VectorInput,
+)
+from service.contract.preprocess import prepare_images, prepare_series, prepare_vectors
 from training.data import load
 from training.data.base import (
     FOR_ONE_PERCENT,
     MIN_CALIBRATION,
+    Data,
     ImageData,
     Recording,
     SeriesData,
+    VectorData,
 )
-from training.data.synthetic import synthetic_anomalies, synthetic_series_anomalies
+from training.data.synthetic import (
+    synthetic_anomalies,
+    synthetic_series_anomalies,
+    synthetic_vector_anomalies,
+)
 from training.families import FAMILIES
 from training.families.base import Family, PreparedData
 from training.processes import TrainSettings
+
+IN_SAMPLE = 10
+"""Where a loader holds no vectors out, every tenth training one stands in for validation."""
 
 
 class CalibrationConfig(BaseModel):
@@ -46,24 +64,27 @@ class TrainConfig(BaseModel):
     data: dict[str, Any]
     """``name`` of a loader and its options."""
     input: dict[str, Any] = {}
-    """Members of ``ImageInput`` or ``SeriesInput`` that differ from the family's defaults; for
-    images also ``range``: ``train`` maps the training images' range after the contrast rule to
-    [0, 1], ``fixed`` takes mean and std as given."""
+    """Members of the input rule that differ from the family's defaults; for images also ``range``:
+    ``train`` maps the training images' range after the contrast rule to [0, 1], ``fixed`` takes
+    mean and std as given.
+    """
     training_stride: int = Field(1, ge=1, description="rows between training windows of a series")
     model: dict[str, Any] = {}
     """Hyperparameters of the family."""
     calibration: CalibrationConfig = CalibrationConfig()
     train: TrainSettings = TrainSettings()
+    tune: dict[str, Any] = {}
+    """Settings and where to search for them, for ``python -m training tune`` alone."""
     seen: str = ""
     """What figures of the test split were seen while these settings were found; empty for none.
     The card shows it."""
 
     @property
     def digest(self) -> str:
-        """sha256 of the configuration but for where it is trained; the same settings give the same
-        one.
+        """sha256 of the configuration but for ``train`` and ``tune``; the same settings give the
+        same one.
         """
-        settings = self.model_dump_json(exclude={"train"})
+        settings = self.model_dump_json(exclude={"train", "tune"})
         return hashlib.sha256(settings.encode()).hexdigest()
 
 
@@ -109,7 +130,7 @@ def make_config(members: dict[str, Any], where: str) -> TrainConfig:
     return config
 
 
-def load_data(config: TrainConfig, data_dir: Path | None) -> ImageData | SeriesData:
+def load_data(config: TrainConfig, data_dir: Path | None) -> Data:
     """The data of a configuration, split by its seed."""
     options = {k: v for k, v in config.data.items() if k != "name"}
     if "name" not in config.data:
@@ -117,32 +138,51 @@ def load_data(config: TrainConfig, data_dir: Path | None) -> ImageData | SeriesD
     return load(config.data["name"], options, data_dir, config.seed)
 
 
-def prepare(
-    config: TrainConfig, data: ImageData | SeriesData
-) -> tuple[ImageInput | SeriesInput, PreparedData]:
+def task_of(data: Data) -> Task:
+    """What a detector of this kind of data does."""
+    if isinstance(data, ImageData):
+        return "image"
+    return "timeseries" if isinstance(data, SeriesData) else "vectors"
+
+
+def prepare(config: TrainConfig, data: Data) -> tuple[Input, PreparedData]:
     """The manifest's input rule and the splits a family may see, ready for it.
 
     Raises:
         InvalidInput: the family does not take this kind of data, or the input rule is wrong.
     """
     family = FAMILIES[config.family]
-    task: Literal["image", "timeseries"] = "image" if isinstance(data, ImageData) else "timeseries"
+    task = task_of(data)
     if task not in family.tasks:
         raise InvalidInput(
             f"family {config.family!r} takes {', '.join(sorted(family.tasks))} data, not {task}"
         )
-    if isinstance(data, ImageData) and len(data.calibration) < MIN_CALIBRATION:
-        raise InvalidInput(
-            f"{len(data.calibration)} of the normal images are left for calibration; at least "
-            f"{MIN_CALIBRATION} are needed, {FOR_ONE_PERCENT} for a false-positive rate of 1 %"
-        )
+    if isinstance(data, ImageData):
+        check_calibration(len(data.calibration), "of the normal images")
+    if isinstance(data, VectorData) and len(data.calibration):  # none: meant to be measured only
+        check_calibration(len(data.calibration), "of the normal vectors")
     try:
         if isinstance(data, ImageData):
             return _prepare_images(family, config, data)
+        if isinstance(data, VectorData):
+            return _prepare_vectors(family, config, data)
         return _prepare_series(family, config, data)
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidInput(f"[input] {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def check_calibration(n: int, items: str) -> None:
+    """Nothing, where ``n`` held-out normal items can calibrate.
+
+    Raises:
+        InvalidInput: they cannot; ``items`` says in words what they are.
+    """
+    if n < MIN_CALIBRATION:
+        raise InvalidInput(
+            f"{n} {items} are left for calibration; at least {MIN_CALIBRATION} are needed, "
+            f"{FOR_ONE_PERCENT} for a false-positive rate of 1 %"
+        )
 
 
 def _prepare_images(
@@ -200,6 +240,31 @@ def _prepare_series(
             f"{'validation' if len(train) else 'training'} split of {data.source.name}"
         )
     synthetic, _ = synthetic_series_anomalies(validation, config.seed)
+    return spec, PreparedData(spec, train, validation, synthetic)
+
+
+def _prepare_vectors(
+    family: Family, config: TrainConfig, data: VectorData
+) -> tuple[VectorInput, PreparedData]:
+    scaler = StandardScaler().fit(data.train)  # a feature that never varies keeps its unit
+    options: dict[str, Any] = {
+        "features": data.train.shape[1],
+        "names": data.names,
+        "mean": scaler.mean_.tolist(),
+        "std": scaler.scale_.tolist(),
+        **family.input_defaults("vectors"),
+        **config.input,
+    }
+    spec = VectorInput(**options)
+    if spec.features != data.train.shape[1]:
+        raise InvalidInput(
+            f"[input] features is {spec.features}, the data has {data.train.shape[1]}"
+        )
+    train = prepare_vectors(spec, data.train)
+    validation = prepare_vectors(spec, data.validation)
+    if len(validation) == 0:  # nothing was held out: what looks at it sees training items
+        validation = train[::IN_SAMPLE]
+    synthetic, _ = synthetic_vector_anomalies(validation, config.seed)
     return spec, PreparedData(spec, train, validation, synthetic)
 
 

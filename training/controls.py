@@ -4,12 +4,13 @@ A model that a thumbnail's nearest neighbour or a linear subspace beats has not 
 the card says so. Higher = more anomalous, and an item's score never depends on the others.
 
 *Sources.* SPE (Q statistic) and Hotelling's T2 of a principal component model: Jackson &
-Mudholkar, Technometrics 1979; MacGregor & Kourti, Control Engineering Practice 1995. The other
-controls are folklore.
+Mudholkar, Technometrics 1979; MacGregor & Kourti, Control Engineering Practice 1995. Shrunk
+covariance: Ledoit & Wolf, Journal of Multivariate Analysis 2004. The other controls are folklore.
 """
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
+from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
@@ -27,6 +28,10 @@ CONTROLS: dict[str, str] = {
     "pca_t2": "PCA: Hotelling's T2 of the window mean within that subspace",
     "window_z": "mean square of the window's mean and standard deviation per sensor, each "
     "standardised by the training windows",
+    "vector_knn": "mean L2 distance to the five nearest training vectors",
+    "vector_mahalanobis": "Mahalanobis distance to the training vectors, their covariance "
+    "shrunk by the rule of Ledoit & Wolf (up to 4,096 features)",
+    "vector_mean": "L2 distance to the mean of the training vectors",
 }
 """One line for each control, by name."""
 
@@ -38,6 +43,8 @@ _FULL_PCA_FEATURES = 1024
 _COMPONENTS = 32
 _PCA_IMAGES = 20_000
 _CHUNK = 2048
+_NEIGHBOURS = 5
+_COVARIANCE_FEATURES = 4096
 
 
 def image_controls(
@@ -107,6 +114,33 @@ def series_controls(
         "pca_t2": (np.square(t) / pca.explained_variance_).sum(axis=1),
         "window_z": np.square(z).mean(axis=1),
     }
+
+
+def vector_controls(
+    train: Float32[np.ndarray, "N D"], test: Float32[np.ndarray, "T D"]
+) -> dict[str, Float64[np.ndarray, " T"]]:
+    """Scores of the test vectors by ``vector_knn``, ``vector_mahalanobis`` and ``vector_mean``.
+
+    Raises:
+        InvalidInput: no training vector, or another number of features.
+    """
+    if len(train) == 0:
+        raise InvalidInput("controls need at least one training vector; got none")
+    if train.shape[1] != test.shape[1]:
+        raise InvalidInput(
+            f"test vectors have {test.shape[1]} features, training vectors {train.shape[1]}"
+        )
+    if len(test) == 0:
+        return {name: np.empty(0) for name in CONTROLS if name.startswith("vector_")}
+    # in float64, so that a batch of one goes through the same sums
+    wide, wide_test = train.astype(np.float64), test.astype(np.float64)
+    neighbours = NearestNeighbors(n_neighbors=min(_NEIGHBOURS, len(train)), algorithm="brute")
+    distances, _ = neighbours.fit(wide).kneighbors(wide_test)
+    found = {"vector_knn": distances.mean(axis=1)}
+    if len(train) > 1 and train.shape[1] <= _COVARIANCE_FEATURES:
+        found["vector_mahalanobis"] = np.sqrt(LedoitWolf().fit(wide).mahalanobis(wide_test))
+    found["vector_mean"] = np.linalg.norm(wide_test - wide.mean(axis=0), axis=1)
+    return found
 
 
 def _mean_and_deviation(windows: np.ndarray) -> Float64[np.ndarray, "N two_D"]:

@@ -6,19 +6,25 @@ selects anything: thresholds come from the calibration split, controls from the 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
-from service.contract.manifest import Metric
-from service.contract.preprocess import map_to_frame
+from service.contract.manifest import Metric, Task
+from service.contract.preprocess import map_to_frame, prepare_vectors
 from service.scoring import Scorer
-from training.controls import image_controls, series_controls
-from training.data.base import ImageData, SeriesData
+from training.controls import image_controls, series_controls, vector_controls
+from training.data.base import ImageData, SeriesData, VectorData
 from training.metrics import FalseAlarms, false_alarm_rate, image_metrics
 from training.pixel_metrics import pixel_metrics
-from training.testsets import Labelled, Track, image_test_set, series_test_set, training_windows
+from training.testsets import (
+    Labelled,
+    Track,
+    image_test_set,
+    series_test_set,
+    training_windows,
+    vector_test_set,
+)
 
 FPRS = (0.01, 0.05)
 """False-positive rates whose promise is checked."""
@@ -36,9 +42,10 @@ class Example:
     """One test item as the card shows it."""
 
     values: np.ndarray
-    """uint8 [H, W, C] of an image, float32 [L, D] of a prepared window."""
-    residual: Float32[np.ndarray, "A B"]
-    mask: Bool[np.ndarray, "A B"] | None
+    """uint8 [H, W, C] of an image, float32 [L, D] of a prepared window or [D] of a vector."""
+    residual: Float32[np.ndarray, "..."]
+    """[H, W], [L, D] or [D]."""
+    mask: Bool[np.ndarray, "..."] | None
     raw: float
     p_value: float
     label: int
@@ -73,7 +80,7 @@ class ClassFigures:
 class Evaluation:
     """Everything measured on the test split."""
 
-    task: Literal["image", "timeseries"]
+    task: Task
     synthetic: bool
     """The anomalous items were made from normal ones."""
     calibration_raw: Float64[np.ndarray, " K"]
@@ -95,6 +102,7 @@ class Evaluation:
     examples: tuple[Example, ...]
     timelines: tuple[Timeline, ...] = ()
     columns: tuple[str, ...] = ()
+    """Names of the sensors or features, where they have any."""
     notes: tuple[str, ...] = ()
     """What a reader must know to read the figures."""
 
@@ -179,8 +187,39 @@ def evaluate_series(
     )
 
 
+def evaluate_vectors(
+    scorer: Scorer,
+    data: VectorData,
+    *,
+    n_boot: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """The test vectors scored and measured; ``testsets`` says what stands in for what is missing.
+
+    Args:
+        scorer: over the exported files; of its manifest the input rule and calibration are read.
+        data: as the loader gave it.
+        n_boot: bootstrap resamples of each interval.
+        seed: of the resamples and of synthetic anomalies.
+
+    Raises:
+        InvalidInput: neither the test nor the validation split holds a normal vector.
+        DetectorFailure: a runtime failed.
+    """
+    spec = scorer.vector_input
+    test = vector_test_set(spec, data, seed)
+    raw = scorer.score(test.items).raw
+    controls = vector_controls(prepare_vectors(spec, data.train), test.items)
+    found = _measured("vectors", scorer, test, raw, controls, n_boot=n_boot, seed=seed)
+    shown = _shown(raw, test.labels)
+    residuals = scorer.score(test.items[shown], maps=True).maps
+    assert residuals is not None
+    examples = _examples(test, found, shown, residuals)
+    return replace(found, examples=examples, columns=spec.names)
+
+
 def _measured(
-    task: Literal["image", "timeseries"],
+    task: Task,
     scorer: Scorer,
     test: Labelled,
     raw: Float64[np.ndarray, " N"],

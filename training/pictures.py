@@ -23,14 +23,19 @@ _CONTROL_LINES = (("#009E73", "--"), ("#CC79A7", "-."), ("#E69F00", ":"))
 _TEXT, _SMALL = 9.5, 8
 _ALL_BYTES, _CHART_BYTES = 395_000, 65_000
 _NAME_LENGTH = 16
+_FEATURES = 8
+"""Of a vector, the ones that add most."""
 
 
 def draw_pictures(folder: Path, evaluation: Evaluation) -> list[str]:
     """The pictures that this evaluation has matter for, below 400 kB in all; their names."""
     pictures: dict[str, Callable[[Evaluation], Figure]] = {}
     if evaluation.examples:
-        of_images = evaluation.task == "image"
-        pictures["card_examples.png"] = _image_examples if of_images else _window_examples
+        pictures["card_examples.png"] = {
+            "image": _image_examples,
+            "timeseries": _window_examples,
+            "vectors": _vector_examples,
+        }[evaluation.task]
     if evaluation.timelines:
         pictures["card_timeline.png"] = _timelines
     pictures["card_scores.png"] = _scores
@@ -156,6 +161,35 @@ def _window_examples(evaluation: Evaluation) -> Figure:
         bar = figure.colorbar(mappable, ax=list(row), fraction=0.02, pad=0.01)
         bar.ax.tick_params(labelsize=_SMALL)
         bar.set_label(name, fontsize=_SMALL)
+    return figure
+
+
+def _vector_examples(evaluation: Evaluation) -> Figure:
+    examples = evaluation.examples
+    d = len(examples[0].residual)
+    names = evaluation.columns or tuple(f"feature {i}" for i in range(d))
+    count = min(_FEATURES, d)
+    across = min(4, len(examples))
+    down = -(-len(examples) // across)
+    figure = _figure(2.6 * across, (0.19 * count + 1.2) * down)
+    grid = figure.subplots(down, across, squeeze=False).ravel()
+    for axes in grid[len(examples) :]:
+        axes.set_axis_off()
+    for axes, example in zip(grid, examples, strict=False):
+        total = float(example.residual.sum()) or 1.0
+        top = np.argsort(-example.residual, kind="stable")[:count]
+        axes.barh(
+            range(count),
+            100 * example.residual[top] / total,
+            color=ANOMALOUS if example.label else NORMAL,
+        )
+        shown = [n if len(n) <= _NAME_LENGTH else n[: _NAME_LENGTH - 1] + "…" for n in names]
+        axes.set_yticks(range(count), [shown[i] for i in top])
+        axes.invert_yaxis()
+        axes.set_xlabel("share of the score, %", fontsize=_SMALL)
+        axes.tick_params(labelsize=_SMALL - 1, length=2)
+        axes.spines[["top", "right"]].set_visible(False)
+        _heading(axes, example, evaluation)
     return figure
 
 

@@ -21,6 +21,7 @@ from service.contract.errors import InvalidInput
 from training.processes import Followed, TrainSettings, is_first
 
 DATA_DIGEST = "data.sha256"
+_EPOCH_STEPS = 100
 
 
 class Interrupted(Exception):
@@ -72,6 +73,22 @@ class ArrayBatches(IterableDataset[tuple[torch.Tensor, ...]]):
             batch = order[i * self.batch_size : (i + 1) * self.batch_size]
             index = torch.from_numpy(batch[self.rank :: self.processes])
             yield tuple(a[index] for a in self.arrays)
+
+
+def step_budget(x: np.ndarray, steps: int, batch: int, seed: int) -> tuple[np.ndarray, int]:
+    """The items, and how often to go through them, that make ``steps`` batches.
+
+    A few items are repeated so that an epoch, after which a checkpoint is written, is not over at
+    once; of more items than are needed a random part is taken.
+    """
+    wanted = steps * batch
+    if len(x) > wanted:
+        index = np.sort(np.random.default_rng(seed).permutation(len(x))[:wanted])
+        return x[index], 1
+    repeats = -(-min(_EPOCH_STEPS, steps) * batch // len(x))
+    if repeats > 1:
+        x = np.concatenate([x] * repeats)
+    return x, -(-steps // (len(x) // min(batch, len(x))))
 
 
 class _Order(Callback):

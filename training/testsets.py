@@ -15,10 +15,14 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from service.contract.errors import InvalidInput
-from service.contract.manifest import SeriesInput
-from service.contract.preprocess import prepare_series
-from training.data.base import ImageData, Recording, SeriesData
-from training.data.synthetic import synthetic_anomalies, synthetic_series_anomalies
+from service.contract.manifest import SeriesInput, VectorInput
+from service.contract.preprocess import prepare_series, prepare_vectors
+from training.data.base import ImageData, Recording, SeriesData, VectorData
+from training.data.synthetic import (
+    synthetic_anomalies,
+    synthetic_series_anomalies,
+    synthetic_vector_anomalies,
+)
 
 MAX_SYNTHETIC = 2000
 BLOCK_WINDOWS = 4
@@ -28,13 +32,14 @@ _NORMAL, _MADE = 0, 1
 
 @dataclass(frozen=True)
 class Labelled:
-    """Items to score, uint8 [N, H, W, C] or prepared windows [N, L, D], and their truth."""
+    """Items to score, and their truth."""
 
     items: np.ndarray
+    """uint8 images [N, H, W, C], prepared windows [N, L, D] or prepared vectors [N, D]."""
     labels: Int64[np.ndarray, " N"]
     classes: Int64[np.ndarray, " N"]
     class_names: dict[int, str]
-    masks: Bool[np.ndarray, "N A B"] | None = None
+    masks: Bool[np.ndarray, "N ..."] | None = None
     blocks: Int64[np.ndarray, " N"] | None = None
     """Items with the same number are not independent of each other."""
     synthetic: bool = False
@@ -71,8 +76,7 @@ def image_test_set(data: ImageData, seed: int) -> Labelled:
         extra = np.zeros(len(data.validation), dtype=np.int64)
         if masks is not None:
             masks = np.concatenate([np.zeros((len(extra), *masks.shape[1:]), bool), masks])
-        # the class of the stand-ins is unknown; one that no test item has says so
-        free = int(min(classes, default=0)) - 1
+        free = _free_class(classes)
         names[free] = "normal (validation)"
         classes = np.concatenate([np.full(len(extra), free), classes])
         labels = np.concatenate([extra, labels])
@@ -146,6 +150,40 @@ def series_test_set(spec: SeriesInput, data: SeriesData, seed: int) -> tuple[Lab
     ), tracks
 
 
+def vector_test_set(spec: VectorInput, data: VectorData, seed: int) -> Labelled:
+    """The test vectors, prepared, with normal and anomalous ones among them.
+
+    Raises:
+        InvalidInput: neither the test nor the validation split holds a normal vector.
+    """
+    items, normals, notes = prepare_vectors(spec, data.test), "test", []
+    labels = data.test_labels if len(data.test_labels) else np.zeros(len(items), dtype=np.int64)
+    classes = data.test_classes if len(data.test_classes) else labels
+    names = {0: "normal", 1: "anomalous"} | data.source.class_names
+    if not (labels == 0).any():
+        normals = "validation"
+        notes.append(_stand_in("vector", len(data.validation)))
+        free = _free_class(classes)
+        names[free] = "normal (validation)"
+        items = np.concatenate([prepare_vectors(spec, data.validation), items])
+        classes = np.concatenate([np.full(len(data.validation), free), classes])
+        labels = np.concatenate([np.zeros(len(data.validation), dtype=np.int64), labels])
+    if (labels == 1).any():
+        return Labelled(items, labels, classes, names, normals=normals, notes=tuple(notes))
+
+    made, changed = synthetic_vector_anomalies(items[_evenly(len(items), MAX_SYNTHETIC)], seed)
+    return Labelled(
+        items=np.concatenate([items, made]),
+        labels=_two_kinds(len(items), len(made)),
+        classes=_two_kinds(len(items), len(made)),
+        class_names={_NORMAL: "normal", _MADE: "synthetic"},
+        masks=np.concatenate([np.zeros(items.shape, dtype=bool), changed]),
+        synthetic=True,
+        normals=normals,
+        notes=tuple(notes),
+    )
+
+
 def training_windows(
     spec: SeriesInput, recordings: Sequence[Recording], most: int = 20_000
 ) -> Float32[np.ndarray, "N L D"]:
@@ -192,6 +230,11 @@ def _stand_in(kind: str, n: int) -> str:
         f"the test split holds no normal {kind}; {n} of the validation split stand in, on which "
         "scales were set"
     )
+
+
+def _free_class(classes: np.ndarray) -> int:
+    """A class that no test item has: that of items whose class is unknown."""
+    return int(min(classes, default=0)) - 1
 
 
 def _evenly(n: int, most: int) -> np.ndarray:

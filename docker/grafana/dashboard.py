@@ -42,7 +42,7 @@ TARGET = Path(__file__).parent / "dashboards" / "anomaly.json"
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 OF = 'model=~"$model", instance=~"$replica"'
 ON = 'instance=~"$replica"'
-SCORING = 'route=~"/score|/score/timeseries|/streams/.*/rows|/v2/models/.*/infer"'
+SCORING = 'route=~"/score|/score/timeseries|/score/vectors|/streams/.*/rows|/v2/models/.*/infer"'
 
 AnyPanel = timeseries.Panel | stat.Panel | heatmap.Panel | table.Panel
 

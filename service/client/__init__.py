@@ -17,6 +17,7 @@ from service.client.answers import (
     Answer,
     Event,
     FailedFile,
+    FeatureShare,
     Feedback,
     ImageResult,
     ImageScore,
@@ -27,6 +28,8 @@ from service.client.answers import (
     SeriesScores,
     StreamScores,
     StreamState,
+    VectorScore,
+    VectorScores,
     WindowScore,
 )
 from service.client.asynchronous import AsyncClient
@@ -48,6 +51,7 @@ __all__ = [
     "ClientError",
     "Event",
     "FailedFile",
+    "FeatureShare",
     "Feedback",
     "FieldProblem",
     "ImageResult",
@@ -64,5 +68,7 @@ __all__ = [
     "StreamScores",
     "StreamState",
     "UnexpectedAnswer",
+    "VectorScore",
+    "VectorScores",
     "WindowScore",
 ]

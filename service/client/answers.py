@@ -126,6 +126,40 @@ class StreamScores(SeriesScores):
 
 
 @dataclass(frozen=True)
+class FeatureShare:
+    """How much of what makes a vector unusual one feature has."""
+
+    feature: str | int
+    """Its name, or its number from 0 where the model has no names."""
+    share: float
+    """Of 1 for all features together, those that are not named included."""
+    value: float
+
+
+@dataclass(frozen=True)
+class VectorScore:
+    """The score of one vector."""
+
+    index: int
+    score: float
+    p_value: float
+    raw_score: float
+    threshold: float | None
+    fpr: float
+    decision: Decision
+    contributions: tuple[FeatureShare, ...]
+    """The largest first, as many as were asked for."""
+
+
+@dataclass(frozen=True)
+class VectorScores:
+    """The scores of all vectors of a request, in order."""
+
+    answer: Answer
+    vectors: tuple[VectorScore, ...]
+
+
+@dataclass(frozen=True)
 class Feedback:
     """A label that was kept, and what the service had said of the item."""
 

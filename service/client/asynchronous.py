@@ -1,6 +1,7 @@
 """``AsyncClient``: the same methods, to be awaited."""
 
 import asyncio
+from asyncio import sleep
 from collections.abc import Iterable, Sequence
 from typing import Self, TypeVar, Unpack
 
@@ -18,6 +19,7 @@ from service.client.answers import (
     SeriesScores,
     StreamScores,
     StreamState,
+    VectorScores,
 )
 from service.client.calls import (
     Call,
@@ -28,6 +30,8 @@ from service.client.calls import (
     SeriesOptions,
     Stamp,
     StreamOptions,
+    VectorOptions,
+    VectorsInput,
 )
 from service.client.session import Batch, ClientOptions, Session, only
 from service.client.uploads import FileInput, Upload, array_uploads, uploads_of
@@ -94,6 +98,17 @@ class AsyncClient:
     ) -> SeriesScores:
         """See ``Client.score_rows``."""
         return await self._send(calls.rows_call(rows, columns, timestamps, options))
+
+    async def score_vectors(
+        self,
+        vectors: VectorsInput,
+        columns: Sequence[str] | None = None,
+        **options: Unpack[VectorOptions],
+    ) -> VectorScores:
+        """The scores of vectors [N, D], every value finite. Without ``columns`` their features are
+        in the model's order.
+        """
+        return await self._send(calls.vectors_call(vectors, columns, options))
 
     async def append_rows(
         self,
@@ -175,4 +190,4 @@ class AsyncClient:
                 if again_s is None:
                     return call.read(response)
                 wait_s = again_s
-            await asyncio.sleep(wait_s)
+            await sleep(wait_s)

@@ -1,8 +1,8 @@
 """``Client``: a call returns when its answer is there."""
 
-import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from time import sleep
 from typing import Self, TypeVar, Unpack
 
 import httpx
@@ -19,6 +19,7 @@ from service.client.answers import (
     SeriesScores,
     StreamScores,
     StreamState,
+    VectorScores,
 )
 from service.client.calls import (
     Call,
@@ -29,6 +30,8 @@ from service.client.calls import (
     SeriesOptions,
     Stamp,
     StreamOptions,
+    VectorOptions,
+    VectorsInput,
 )
 from service.client.session import Batch, ClientOptions, Session, only
 from service.client.uploads import FileInput, Upload, array_uploads, uploads_of
@@ -107,6 +110,17 @@ class Client:
         are in the model's order.
         """
         return self._send(calls.rows_call(rows, columns, timestamps, options))
+
+    def score_vectors(
+        self,
+        vectors: VectorsInput,
+        columns: Sequence[str] | None = None,
+        **options: Unpack[VectorOptions],
+    ) -> VectorScores:
+        """The scores of vectors [N, D], every value finite. Without ``columns`` their features are
+        in the model's order.
+        """
+        return self._send(calls.vectors_call(vectors, columns, options))
 
     def append_rows(
         self,
@@ -187,4 +201,4 @@ class Client:
                 if again_s is None:
                     return call.read(response)
                 wait_s = again_s
-            time.sleep(wait_s)
+            sleep(wait_s)

@@ -26,6 +26,7 @@ from service.client.answers import (
     SeriesScores,
     StreamScores,
     StreamState,
+    VectorScores,
 )
 from service.client.failures import problem_in
 from service.client.uploads import Upload
@@ -34,6 +35,7 @@ T = TypeVar("T")
 Stamp = str | datetime | np.datetime64 | None
 CsvInput = str | os.PathLike[str] | bytes | BinaryIO
 RowsInput = np.ndarray | Sequence[Sequence[float | None]]
+VectorsInput = np.ndarray | Sequence[Sequence[float]]
 _JSON, _CSV = {"Content-Type": "application/json"}, {"Content-Type": "text/csv"}
 _TOO_LARGE = 413
 # a lone file of many that gets one of these has failed by itself
@@ -77,6 +79,13 @@ class SeriesOptions(StreamOptions, total=False):
     """Of a whole recording."""
 
     fdr: float
+
+
+class VectorOptions(ScoreOptions, total=False):
+    """Of vectors. ``contributions``: how many features are named for each, 10 where not said."""
+
+    fdr: float
+    contributions: int
 
 
 @dataclass(frozen=True)
@@ -159,6 +168,21 @@ def rows_call(
         params=_params(options),
         headers=_JSON | _headers(options, SeriesOptions),
         content=_rows_bytes(rows, columns, timestamps),
+        timeout_s=options.get("timeout_s"),
+    )
+
+
+def vectors_call(
+    vectors: VectorsInput, columns: Sequence[str] | None, options: VectorOptions
+) -> Call[VectorScores]:
+    """The scores of vectors."""
+    return Call(
+        "POST",
+        "/score/vectors",
+        reading.reading(reading.vector_scores),
+        params=_params(options),
+        headers=_JSON | _headers(options, VectorOptions),
+        content=_table_bytes("vectors", vectors, columns),
         timeout_s=options.get("timeout_s"),
     )
 
@@ -297,15 +321,24 @@ def _rows_bytes(
     columns: Sequence[str] | None,
     timestamps: Sequence[Stamp] | np.ndarray | None,
 ) -> bytes:
+    stamps = {} if timestamps is None else {"timestamps": [_stamp(t) for t in timestamps]}
+    return _table_bytes("rows", rows, columns, stamps)
+
+
+def _table_bytes(
+    member: str,
+    rows: RowsInput,
+    columns: Sequence[str] | None,
+    others: Mapping[str, Any] | None = None,
+) -> bytes:
     if isinstance(rows, np.ndarray):
         if rows.ndim != 2:
-            raise ValueError(f"rows must be an array of shape (T, D); got {rows.shape}")
+            shape = "(T, D)" if member == "rows" else "(N, D)"
+            raise ValueError(f"{member} must be an array of shape {shape}; got {rows.shape}")
         rows = np.ascontiguousarray(rows, dtype=np.float64)
-    body: dict[str, Any] = {"rows": rows}
+    body: dict[str, Any] = {member: rows, **(others or {})}
     if columns is not None:
         body["columns"] = list(columns)
-    if timestamps is not None:
-        body["timestamps"] = [_stamp(t) for t in timestamps]
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)  # NaN becomes null: missing
 
 

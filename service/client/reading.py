@@ -18,6 +18,7 @@ from service.client.answers import (
     Answer,
     Event,
     FailedFile,
+    FeatureShare,
     Feedback,
     ImageResult,
     ImageScore,
@@ -28,6 +29,8 @@ from service.client.answers import (
     SeriesScores,
     StreamScores,
     StreamState,
+    VectorScore,
+    VectorScores,
     WindowScore,
 )
 from service.client.failures import ServiceProblem, UnexpectedAnswer
@@ -76,6 +79,20 @@ def image_results(body: Mapping[str, Any], files: list[str]) -> list[ImageResult
 
 def series_scores(body: Mapping[str, Any]) -> SeriesScores:
     return SeriesScores(_answer(body), body["rows"], _windows(body))
+
+
+def vector_scores(body: Mapping[str, Any]) -> VectorScores:
+    scores = tuple(
+        VectorScore(
+            index=r["index"],
+            contributions=tuple(
+                FeatureShare(c["feature"], c["share"], c["value"]) for c in r["contributions"]
+            ),
+            **_scored(r),
+        )
+        for r in body["results"]
+    )
+    return VectorScores(_answer(body), scores)
 
 
 def stream_scores(body: Mapping[str, Any], *, replayed: bool) -> StreamScores:

@@ -40,6 +40,7 @@ class Active(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     image: str | None = None
     timeseries: str | None = None
+    vectors: str | None = None
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,14 @@ from service.contract.errors import ArtifactCorrupt, ArtifactIncompatible
 from service.contract.manifest import ImageInput
 from service.contract.store import Artifact
 from service.detectors.base import Detection, Params
+from service.detectors.denoising import Descent, mean_square
 from service.runtime import Runtime, Session
 
 ENCODER, UNET, DECODER = "encoder.onnx", "unet.onnx", "decoder.onnx"
-CLASSIFIER, ARRAYS = "pair_classifier.onnx", "arrays.npz"
+CLASSIFIER, EDGES, ARRAYS = "pair_classifier.onnx", "edges.onnx", "arrays.npz"
 ScoreVariant = Literal["one_shot", "reconstruction", "latent_reconstruction", "classifier"]
 Precision = Literal["float32", "int8"]
+DecoderTarget = Literal["image", "edges"]
 _DECODED = ("reconstruction", "classifier")
 _PIXELS_AT_ONCE = 1 << 18
 
@@ -60,6 +62,8 @@ class DiffusionParams(Params):
     starts: int = Field(ge=1)
     precision: Precision = "float32"
     """Of the denoiser's convolutions."""
+    decoder_target: DecoderTarget = "image"
+    """What the decoder draws, and what it is compared with."""
     selection: dict[ScoreVariant, float] = Field(default_factory=dict)
     """AUROC of each score variant on held-out normals against synthetic anomalies."""
 
@@ -80,7 +84,7 @@ class DiffusionDetector:
         self.max_batch = max_batch
         self._sessions = sessions
         self._arrays = arrays
-        self._level = {k: arrays[k][:, None, None, None] for k in ("pair_signal", "pair_sigma")}
+        self._pairs, self._starts = _descents(arrays)
 
     @classmethod
     def open(cls, artifact: Artifact, runtime: Runtime) -> Self:
@@ -98,6 +102,8 @@ class DiffusionDetector:
         }
         if params.variant == "classifier":
             graphs[CLASSIFIER] = (["x", "x_hat"], ["logit"])
+        if params.decoder_target == "edges":
+            graphs[EDGES] = (["x"], ["edges"])
         sessions = {}
         for name, (inputs, outputs) in graphs.items():
             sessions[name] = runtime.session(artifact.file(name))
@@ -113,15 +119,21 @@ class DiffusionDetector:
         if self.variant == "one_shot":
             scores, z_0 = self._one_shot(z, maps=maps)
         else:
-            z_0 = self._ddim(z)  # N J Z h w
-            scores = _mean_square(z_0 - z[:, None])
+            z_0 = self._starts.reconstruct(self._eps, z, self._arrays["start_noise"])  # N J Z h w
+            scores = mean_square(z_0 - z[:, None])
         residuals = None
         if maps or self.variant in _DECODED:
             starts = z_0.shape[1]
-            (x_hat,) = self._sessions[DECODER].run(["x_hat"], {"z": _flat(z_0)})
-            residual = x_hat.reshape(len(x), starts, *x.shape[1:]) - x[:, None]  # N J C H W
+            (x_hat,) = self._sessions[DECODER].run(
+                ["x_hat"], {"z": np.ascontiguousarray(z_0.reshape(-1, *z_0.shape[2:]))}
+            )
+            target = x
+            if EDGES in self._sessions:
+                (target,) = self._sessions[EDGES].run(["edges"], {"x": x})
+            drawn = x_hat.reshape(len(x), starts, *target.shape[1:])
+            residual = drawn - target[:, None]  # N J D H W
             if self.variant == "reconstruction":
-                scores = _mean_square(residual)
+                scores = mean_square(residual)
             elif self.variant == "classifier":
                 feeds = {"x": np.repeat(x, starts, axis=0), "x_hat": x_hat}
                 (logit,) = self._sessions[CLASSIFIER].run(["logit"], feeds)
@@ -134,36 +146,27 @@ class DiffusionDetector:
         self, z: Float32[np.ndarray, "N Z h w"], *, maps: bool
     ) -> tuple[Float64[np.ndarray, " N"], Float32[np.ndarray, "N J Z h w"]]:
         """Scores and, for the map, the clean latents predicted from the lowest t."""
-        a, signal, sigma = self._arrays, self._level["pair_signal"], self._level["pair_sigma"]
-        z_t = signal * z[:, None] + sigma * a["pair_noise"]  # N P Z h w
-        eps = self._eps(z_t, np.tile(a["pair_t"], len(z)))
-        z_0 = (z_t - sigma * eps) / signal
-        errors = np.square(z_0 - z[:, None]).mean(axis=(2, 3, 4), dtype=np.float64)  # N P
+        a = self._arrays
+        z_0 = self._pairs.reconstruct(self._eps, z, a["pair_noise"])  # N P Z h w
+        errors = mean_square(z_0 - z[:, None], 2)  # N P
         scores = ((errors - a["pair_mean"]) / a["pair_std"]).mean(axis=1)
         return scores, z_0[:, a["pair_t"] == a["pair_t"].min()] if maps else z_0
 
-    def _ddim(self, z: Float32[np.ndarray, "N Z h w"]) -> Float32[np.ndarray, "N J Z h w"]:
-        """The clean latents that S steps make of z noised to t0."""
-        a, signal, sigma = self._arrays, self._arrays["signal"], self._arrays["sigma"]
-        z_t = signal[0] * z[:, None] + sigma[0] * a["start_noise"]  # N J Z h w
-        for i, t in enumerate(a["ddim_t"]):
-            eps = self._eps(z_t, np.full(z_t.shape[0] * z_t.shape[1], t))
-            z_0 = (z_t - sigma[i] * eps) / signal[i]
-            z_t = signal[i + 1] * z_0 + sigma[i + 1] * eps
-        return z_t
-
-    def _eps(self, z_t: np.ndarray, t: np.ndarray) -> Float32[np.ndarray, "N J Z h w"]:
-        (eps,) = self._sessions[UNET].run(["eps"], {"z_t": _flat(z_t), "t": t})
-        return eps.reshape(z_t.shape)
+    def _eps(self, z_t: np.ndarray, t: np.ndarray) -> Float32[np.ndarray, "M Z h w"]:
+        (eps,) = self._sessions[UNET].run(["eps"], {"z_t": z_t, "t": t})
+        return eps
 
 
-def _flat(z: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(z.reshape(-1, *z.shape[2:]))
-
-
-def _mean_square(residual: np.ndarray) -> Float64[np.ndarray, " N"]:
-    axes = tuple(range(1, residual.ndim))
-    return np.asarray(np.square(residual).mean(axis=axes, dtype=np.float64))
+def _descents(arrays: dict[str, np.ndarray]) -> tuple[Descent, Descent]:
+    """One step from each pair's time; the chain from t0, for any number of starts."""
+    a = arrays
+    clean = np.ones_like(a["pair_signal"])
+    pairs = Descent(
+        a["pair_t"][:, None],
+        np.stack([a["pair_signal"], clean], axis=1),
+        np.stack([a["pair_sigma"], 0 * clean], axis=1),
+    )
+    return pairs, Descent(a["ddim_t"][None], a["signal"][None], a["sigma"][None])
 
 
 def _checked(artifact: Artifact) -> dict[str, np.ndarray]:

@@ -6,8 +6,14 @@ neighbours, and the latent distance d to them, both relative to what is typical 
 themselves. Decoded neighbours are kept in the bank as uint8, so that scoring needs one encoder pass
 and no decoder; where a bank would be too large, the decoder is run on the neighbours found instead.
 
+Two systems compare features of a second encoder in the place of pixels: ``ae_res`` those of its
+discriminator, ``ae_con`` latents with latents of reconstructions. Their residual maps still show
+pixels. ``score = "reconstruction"`` is the plain error of x to its own reconstruction, beside which
+the paper measures every system; the bank then only shows evidence.
+
 Source: Mesarcik, Ranguelova, Boonstra & van Nieuwpoort, Improving novelty detection using the
-reconstructions of nearest neighbours, Array 2022, eq. 4.
+reconstructions of nearest neighbours, Array 2022, eqs. 3 (reconstruction), 4 (pixels), 7
+(``ae_res``) and 8 (``ae_con``; ``con_mode = "code"``: as the released code has it).
 
 ======================  =======================================
 name here               name in the paper
@@ -15,6 +21,7 @@ name here               name in the paper
 z, latents              z = f(x), Z
 decoded                 x̂^k = g(z^k)
 e, d, alpha             first and second term of eq. 4, α
+features                q of the discriminator, f_con
 ======================  =======================================
 
 *Differs from the source in*: neighbours are weighted by 1 - d_k / d_(K+1) instead of equally, so
@@ -25,19 +32,18 @@ instead of the extremes of the test set; patches overlap; fine grain can be smoo
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import ClassVar, Self
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int64, UInt8
+from jaxtyping import Float, Float32, Float64, Int64
 
 from service.contract.store import Artifact
 from service.detectors.base import Detection, Neighbour, Params
-from service.detectors.nln_artifact import NlnParams, read_parts
+from service.detectors.nln_artifact import NlnParams, Parts, read_parts
 from service.detectors.patches import Patches
-from service.runtime import NeighbourIndex, Runtime
+from service.runtime import Runtime
 
 # the index may rank by rounded distances: a few more are fetched and ranked exactly
 _SPARE = 8
@@ -48,8 +54,11 @@ _MAX_CELLS = 2**23
 class Measured:
     """The two terms, before they are scaled and joined."""
 
-    e: Float32[np.ndarray, "N H W"]
+    e: Float32[np.ndarray, "N V"]
+    """The error of each pixel, or of each patch where features are compared."""
     d: Float32[np.ndarray, "N P"]
+    pixels: Float32[np.ndarray, "N H W"] | None
+    """Errors of pixels in place; None where they were not asked for and do not count."""
     phases_s: dict[str, float]
 
 
@@ -58,31 +67,11 @@ class NlnDetector:
 
     Params: ClassVar[type[Params]] = NlnParams
 
-    def __init__(
-        self,
-        params: NlnParams,
-        shape: tuple[int, int, int],
-        encode: Callable[[Float32[np.ndarray, "M C H W"]], Float32[np.ndarray, "M Z"]],
-        index: NeighbourIndex,
-        latents: Float[np.ndarray, "B Z"],
-        typical: Float32[np.ndarray, "2 B"],
-        decode: Callable[[Int64[np.ndarray, " J"]], UInt8[np.ndarray, "J C H W"]],
-    ) -> None:
-        """A detector of parts: training builds one of torch parts, ``open`` one of files.
-
-        Args:
-            params: the numbers of the score.
-            shape: (C, H, W) of the input.
-            encode: patches to latents.
-            index: finds candidates among the latents.
-            latents: of the bank's items, with their weighted places where these count.
-            typical: distance and error of each bank item to its own neighbours, over their medians.
-            decode: rows of the bank to what was decoded from them, in 256 levels.
-        """
-        self.params = params
-        self.shape = shape
-        self._encode, self._index, self._latents = encode, index, latents
-        self._typical, self._decode = typical, decode
+    def __init__(self, parts: Parts) -> None:
+        """A detector of parts: training builds one of torch parts, ``open`` one of files."""
+        self.parts = parts
+        self.params = params = parts.params
+        self.shape = shape = parts.shape
         self.patches = Patches(shape, params.patch, params.stride, params.blur)
         cells = len(self.patches) * (params.neighbours + 3) * shape[0] * math.prod(params.patch)
         self.max_batch = max(1, min(256, _MAX_CELLS // cells))
@@ -90,49 +79,90 @@ class NlnDetector:
     @classmethod
     def open(cls, artifact: Artifact, runtime: Runtime) -> Self:
         """The detector of an artifact's files; see ``Detector.open``."""
-        parts = read_parts(artifact, runtime)
-        return cls(
-            parts.params,
-            parts.shape,
-            parts.encode,
-            parts.index,
-            parts.latents,
-            parts.typical,
-            parts.decode,
-        )
+        return cls(read_parts(artifact, runtime))
 
     def detect(self, x: Float32[np.ndarray, "N C H W"], *, maps: bool) -> Detection:
         """Raw scores and residual maps; see ``Detector.detect``."""
-        found = self.measure(x)
+        found = self.measure(x, pixels=maps)
         started = perf_counter()
         p = self.params
-        e = top_mean(found.e.reshape(len(x), -1), p.e_top)
-        d = top_mean(found.d, p.d_top)
-        scores = join(p, e, d)
+        scores = join(p, top_mean(found.e, p.e_top), top_mean(found.d, p.d_top))
         residual = self.residual(found) if maps else None
         found.phases_s["postprocess"] += perf_counter() - started
         return Detection(scores, residual, found.phases_s)
 
-    def measure(self, x: Float32[np.ndarray, "N C H W"]) -> Measured:
-        """Pixel errors to the decoded neighbours and latent distances to them."""
-        p = self.params
+    def measure(self, x: Float32[np.ndarray, "N C H W"], *, pixels: bool = True) -> Measured:
+        """Errors and latent distances to the neighbours, or the error of the reconstruction.
+
+        Args:
+            x: prepared images.
+            pixels: whether errors of pixels are needed even where features count.
+        """
         n, count = len(x), len(self.patches)
         t0 = perf_counter()
         cut = self.patches.cut(x)
         z = self.embed(cut)
+        if self.params.score == "reconstruction":
+            rebuilt = self._in_place(np.abs(self._rebuilt(z) - cut).mean(axis=1), n)
+            phases = {"infer": perf_counter() - t0, "search": 0.0, "postprocess": 0.0}
+            nowhere = np.zeros((n, count), dtype=np.float32)
+            return Measured(rebuilt.reshape(n, -1), nowhere, rebuilt, phases)
+        featured = self.params.compares != "pixels"
+        features = self.features(cut, z) if featured else None
         t1 = perf_counter()
         ids, distance, weight = self.neighbours(z)
         t2 = perf_counter()
-        own_d, own_e = self.own(ids, weight)
-        d = (weight * distance).sum(axis=1) / own_d
-        error = self.error(cut, ids, weight) / own_e.astype(np.float32)[:, None, None]
-        e = self.patches.assemble(error.reshape(n, count, *p.patch))
+        own = self.own(ids, weight)
+        d = ((weight * distance).sum(axis=1) / own[0]).reshape(n, count).astype(np.float32)
+        place: Float32[np.ndarray, "N H W"] | None = None
+        if pixels or not featured:
+            error = self.error(cut, ids, weight) / own[1].astype(np.float32)[:, None, None]
+            place = self._in_place(error, n)
+        if features is not None:
+            e = (self.feature_error(features, ids, weight) / own[2]).reshape(n, count)
+        else:
+            assert place is not None
+            e = place.reshape(n, -1)
         phases = {"infer": t1 - t0, "search": t2 - t1, "postprocess": perf_counter() - t2}
-        return Measured(e, d.reshape(n, count).astype(np.float32), phases)
+        return Measured(e.astype(np.float32, copy=False), d, place, phases)
+
+    def _in_place(
+        self, error: Float32[np.ndarray, "M h w"], n: int
+    ) -> Float32[np.ndarray, "N H W"]:
+        return self.patches.assemble(error.reshape(n, len(self.patches), *self.params.patch))
+
+    def _rebuilt(self, z: Float32[np.ndarray, "M Z"]) -> Float32[np.ndarray, "M C h w"]:
+        assert self.parts.rebuild is not None
+        return self.parts.rebuild(self._codes(z))
+
+    def _codes(self, z: Float32[np.ndarray, "M Z"]) -> Float32[np.ndarray, "M L"]:
+        """Without the places of the patches."""
+        return np.ascontiguousarray(z[:, : self.params.latent])
+
+    def features(
+        self, cut: Float32[np.ndarray, "M C h w"], z: Float32[np.ndarray, "M Z"]
+    ) -> Float32[np.ndarray, "M F"]:
+        """What is compared with the bank's features: of the patches, of their latents, or these."""
+        if self.parts.features is None:
+            return self._codes(z)
+        return self.parts.features(cut if self.params.feature_input == "x" else self._codes(z))
+
+    def feature_error(
+        self,
+        features: Float32[np.ndarray, "M F"],
+        ids: Int64[np.ndarray, "M K"],
+        weight: Float64[np.ndarray, "M K"],
+    ) -> Float64[np.ndarray, " M"]:
+        """Weighted mean over neighbours, mean over features, of the absolute difference."""
+        bank = self.parts.bank_features
+        if bank is None:
+            bank = self.parts.latents[:, : self.params.latent]
+        off = np.abs(np.asarray(bank[ids], np.float32) - features[:, None]).mean(axis=2)
+        return np.asarray((weight * off).sum(axis=1), dtype=np.float64)
 
     def embed(self, patches: Float32[np.ndarray, "M C h w"]) -> Float32[np.ndarray, "M Z"]:
         """What the index holds: latents, and the weighted places of the patches where wanted."""
-        z = self._encode(patches)
+        z = self.parts.encode(patches)
         weight = self.params.position_weight
         if weight == 0:
             return z
@@ -153,9 +183,9 @@ class NlnDetector:
         self, z: Float32[np.ndarray, "M Z"], count: int
     ) -> tuple[Int64[np.ndarray, "M K"], Float64[np.ndarray, "M K"]]:
         """Row numbers and exact distances, nearest first; -1 and infinity where fewer are found."""
-        _, ids = self._index.search(z, min(count + _SPARE, self._index.size))
+        _, ids = self.parts.index.search(z, min(count + _SPARE, self.parts.index.size))
         # -1 (an approximate index found fewer) is ranked last
-        near = np.asarray(self._latents[np.maximum(ids, 0)], dtype=np.float32)
+        near = np.asarray(self.parts.latents[np.maximum(ids, 0)], dtype=np.float32)
         square = np.square(near - z[:, None, :], dtype=np.float32).sum(axis=2, dtype=np.float64)
         distance = np.where(ids < 0, np.inf, np.sqrt(square))
         order = np.lexsort((ids, distance))[:, :count]
@@ -163,10 +193,10 @@ class NlnDetector:
 
     def own(
         self, ids: Int64[np.ndarray, "M K"], weight: Float64[np.ndarray, "M K"]
-    ) -> tuple[Float64[np.ndarray, " M"], Float64[np.ndarray, " M"]]:
-        """What distance and error are divided by: those typical of the neighbours themselves."""
-        d, e = ((weight * t[ids]).sum(axis=1) ** self.params.gamma for t in self._typical)
-        return d, e
+    ) -> Float64[np.ndarray, "T M"]:
+        """What distance and errors are divided by: those typical of the neighbours themselves."""
+        typical = [(weight * t[ids]).sum(axis=1) for t in self.parts.typical]
+        return np.stack(typical) ** self.params.gamma
 
     def evidence(self, x: Float32[np.ndarray, "N C H W"], k: int) -> list[list[Neighbour]]:
         """The ``k`` nearest bank items of each image, or of its patch with the largest d."""
@@ -177,11 +207,12 @@ class NlnDetector:
         worst = d.reshape(n, count).argmax(axis=1)
         ids, distance = self.nearest(z[np.arange(n) * count + worst], k)
         height, width = self.params.patch
-        pixels = self._decode(np.maximum(ids, 0).reshape(-1)).reshape(*ids.shape, -1, height, width)
+        seen = self.parts.decode(np.maximum(ids, 0).reshape(-1))
+        pixels = seen.reshape(*ids.shape, -1, height, width)
         return [
             [
-                Neighbour(float(far), int(row), seen, left, top, width, height)
-                for far, row, seen in zip(distance[i], ids[i], pixels[i], strict=True)
+                Neighbour(float(far), int(row), picture, left, top, width, height)
+                for far, row, picture in zip(distance[i], ids[i], pixels[i], strict=True)
                 if row >= 0
             ]
             for i, (top, left) in enumerate(self.patches.origins[j] for j in worst)
@@ -196,7 +227,7 @@ class NlnDetector:
         """Weighted mean over neighbours and channels of |x - x̂^k|."""
         total = np.zeros(cut.shape, dtype=np.float32)
         for k in range(ids.shape[1]):
-            off = self._decode(ids[:, k]).astype(np.float32)
+            off = self.parts.decode(ids[:, k]).astype(np.float32)
             off *= np.float32(1 / 255)
             off -= cut
             np.abs(off, out=off)
@@ -207,11 +238,12 @@ class NlnDetector:
     def residual(self, found: Measured) -> Float32[np.ndarray, "N H W"]:
         """Error to the decoded neighbours, joined with the distances of the patches on a pixel."""
         p = self.params
+        assert found.pixels is not None
         if p.map_alpha == 1 or len(self.patches) == 1:
-            return found.e
+            return found.pixels
         spread = np.broadcast_to(found.d[:, :, None, None], (*found.d.shape, *p.patch))
         d = self.patches.assemble(spread)
-        return np.asarray(p.map_alpha * found.e + (1 - p.map_alpha) * p.d_to_e * d, np.float32)
+        return np.asarray(p.map_alpha * found.pixels + (1 - p.map_alpha) * p.d_to_e * d, np.float32)
 
 
 def join(params: NlnParams, e: np.ndarray, d: np.ndarray) -> Float64[np.ndarray, " N"]:

@@ -2,16 +2,17 @@
 
 The bank are normal training items: their latents, an index to find the nearest of them, how far
 each is from its own neighbours, and what the decoder made of each (or the decoder itself, where
-that would be too large).
+that would be too large). Systems with a second encoder add its features: a graph for the query's,
+an array for the bank's.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from service.contract.errors import ArtifactCorrupt, ArtifactIncompatible
 from service.contract.manifest import Frozen, ImageInput
@@ -21,6 +22,10 @@ from service.runtime import NeighbourIndex, Runtime
 
 ENCODER, DECODER, INDEX = "encoder.onnx", "decoder.onnx", "index.faiss"
 LATENTS, BANK, TYPICAL = "latents.npy", "bank.npy", "typical.npy"
+FEATURE_GRAPH, FEATURES = "features.onnx", "features.npy"
+System = Literal["ae", "vae", "aae", "ae_res", "ae_con"]
+Score = Literal["nln", "reconstruction"]
+ConMode = Literal["code", "paper"]
 IndexKind = Literal["flat", "hnsw", "ivfpq", "ivf8"]
 
 
@@ -37,6 +42,9 @@ class Choice(Frozen):
 class NlnParams(Params):
     """What scoring needs besides the arrays."""
 
+    system: System = "ae"
+    score: Score = Field(default="nln", description="or the plain error of x's own reconstruction")
+    con_mode: ConMode = Field(default="code", description="which error ae_con compares by")
     patch_height: int = Field(ge=1, description="H of the input: no patches, whole images")
     patch_width: int = Field(ge=1)
     stride: int = Field(ge=1)
@@ -58,23 +66,61 @@ class NlnParams(Params):
     index: IndexKind
     selection: list[Choice] = Field(default_factory=list)
 
+    @model_validator(mode="after")
+    def _can_rebuild(self) -> Self:
+        if self.score == "reconstruction" and self.decoded == "bank":
+            raise ValueError("a score by reconstruction needs decoded = decoder")
+        return self
+
     @property
     def patch(self) -> tuple[int, int]:
         """(h, w) of what is encoded."""
         return (self.patch_height, self.patch_width)
 
+    @property
+    def compares(self) -> Literal["pixels", "features", "own_codes", "bank_codes"]:
+        """What the score's error is taken between; the residual map always compares pixels.
+
+        ``pixels``: x and x̂^k. ``features``: q(x) and q(x̂^k). ``own_codes``: f_con(x̂) and z^k.
+        ``bank_codes``: z and f_con(x̂^k).
+        """
+        if self.score == "reconstruction" or self.system in ("ae", "vae", "aae"):
+            return "pixels"
+        if self.system == "ae_res":
+            return "features"
+        return "own_codes" if self.con_mode == "code" else "bank_codes"
+
+    @property
+    def feature_input(self) -> Literal["x", "z"] | None:
+        """What the graph of the query's features reads; None where there is no such graph."""
+        found: dict[str, Literal["x", "z"]] = {"features": "x", "own_codes": "z"}
+        return found.get(self.compares)
+
 
 @dataclass(frozen=True)
 class Parts:
-    """What a detector is made of; see ``NlnDetector``."""
+    """What a detector is made of: by ``read_parts`` of files, by training of torch modules."""
 
     params: NlnParams
     shape: tuple[int, int, int]
-    encode: Callable[[Float32[np.ndarray, "M C H W"]], Float32[np.ndarray, "M Z"]]
+    """(C, H, W) of the input."""
+    encode: Callable[[Float32[np.ndarray, "M C h w"]], Float32[np.ndarray, "M Z"]]
+    """Patches to latents."""
     index: NeighbourIndex
+    """Finds candidates among the latents."""
     latents: Float[np.ndarray, "B Z"]
-    typical: Float32[np.ndarray, "2 B"]
-    decode: Callable[[Int64[np.ndarray, " J"]], UInt8[np.ndarray, "J C H W"]]
+    """Of the bank's items, with their weighted places where these count."""
+    typical: Float32[np.ndarray, "T B"]
+    """Distance and pixel error of each bank item to its own neighbours, over their medians; also
+    the error of features, where these are compared."""
+    decode: Callable[[Int64[np.ndarray, " J"]], UInt8[np.ndarray, "J C h w"]]
+    """Rows of the bank to what was decoded from them, in 256 levels."""
+    rebuild: Callable[[Float32[np.ndarray, "M Z"]], Float32[np.ndarray, "M C h w"]] | None = None
+    """Latents to images, where a query is compared with its own reconstruction."""
+    features: Callable[[Float32[np.ndarray, "M ..."]], Float32[np.ndarray, "M F"]] | None = None
+    """Patches or latents (``NlnParams.feature_input``) to features."""
+    bank_features: Float[np.ndarray, "B F"] | None = None
+    """What the features are compared with, where that is not the latents."""
 
 
 def read_parts(artifact: Artifact, runtime: Runtime) -> Parts:
@@ -95,7 +141,8 @@ def read_parts(artifact: Artifact, runtime: Runtime) -> Parts:
     encoder.require(["x"], ["z"])
     index = runtime.index(artifact.file(INDEX))
     latents = _load(artifact, LATENTS, np.float16, (index.size, index.dimension))
-    typical = _load(artifact, TYPICAL, np.float32, (2, index.size))
+    rows = 2 if params.compares == "pixels" else 3
+    typical = _load(artifact, TYPICAL, np.float32, (rows, index.size))
     patch = (spec.shape[0], *params.patch)
     if tuple(encoder.inputs["x"][1:]) != patch:
         raise ArtifactIncompatible(f"{artifact.path}: the encoder does not read {patch}")
@@ -104,24 +151,46 @@ def read_parts(artifact: Artifact, runtime: Runtime) -> Parts:
             f"{artifact.path}: {index.size} items cannot give {params.neighbours} neighbours"
         )
 
-    def encode(x: Float32[np.ndarray, "M C H W"]) -> Float32[np.ndarray, "M Z"]:
+    def encode(x: Float32[np.ndarray, "M C h w"]) -> Float32[np.ndarray, "M Z"]:
         return encoder.run(["z"], {"x": x})[0]
 
+    rebuild = None
     if params.decoded == "bank":
         bank = _load(artifact, BANK, np.uint8, (index.size, *patch))
 
-        def decode(ids: Int64[np.ndarray, " J"]) -> UInt8[np.ndarray, "J C H W"]:
+        def decode(ids: Int64[np.ndarray, " J"]) -> UInt8[np.ndarray, "J C h w"]:
             return np.asarray(bank[ids])
     else:
-        decoder = runtime.session(artifact.file(DECODER))
-        decoder.require(["z"], ["x"])
+        rebuild = _decoder(artifact, runtime)
 
-        def decode(ids: Int64[np.ndarray, " J"]) -> UInt8[np.ndarray, "J C H W"]:
+        def decode(ids: Int64[np.ndarray, " J"]) -> UInt8[np.ndarray, "J C h w"]:
             unique, inverse = np.unique(ids, return_inverse=True)
             z = np.asarray(latents[unique, : params.latent], dtype=np.float32)
-            return to_levels(decoder.run(["x"], {"z": z})[0])[inverse.reshape(-1)]
+            return to_levels(rebuild(z))[inverse.reshape(-1)]
 
-    return Parts(params, spec.shape, encode, index, latents, typical, decode)
+    parts = Parts(params, spec.shape, encode, index, latents, typical, decode, rebuild)
+    return _with_features(parts, artifact, runtime)
+
+
+def _decoder(
+    artifact: Artifact, runtime: Runtime
+) -> Callable[[Float32[np.ndarray, "M Z"]], Float32[np.ndarray, "M C h w"]]:
+    decoder = runtime.session(artifact.file(DECODER))
+    decoder.require(["z"], ["x"])
+    return lambda z: decoder.run(["x"], {"z": z})[0]
+
+
+def _with_features(parts: Parts, artifact: Artifact, runtime: Runtime) -> Parts:
+    name = parts.params.feature_input
+    if name is not None:
+        graph = runtime.session(artifact.file(FEATURE_GRAPH))
+        graph.require([name], ["features"])
+        parts = replace(parts, features=lambda given: graph.run(["features"], {name: given})[0])
+    if parts.params.compares in ("features", "bank_codes"):
+        # as many features as latents, in every system
+        shape = (parts.index.size, parts.params.latent)
+        parts = replace(parts, bank_features=_load(artifact, FEATURES, np.float16, shape))
+    return parts
 
 
 def to_levels(decoded: Float[np.ndarray, "J C h w"]) -> UInt8[np.ndarray, "J C h w"]:

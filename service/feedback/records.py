@@ -31,7 +31,7 @@ class Answered(NamedTuple):
     version: int
     digest: str
     facts: bytes
-    """Packed by ``image_facts`` or ``window_facts``."""
+    """Packed by ``item_facts`` or ``window_facts``."""
 
 
 class Item(NamedTuple):
@@ -100,7 +100,7 @@ def content_of(data: bytes | memoryview) -> str:
     return sha256(data).hexdigest()[:16]
 
 
-def image_facts(
+def item_facts(
     total: int,
     index: Sequence[int] | None,
     raw: Sequence[float],
@@ -108,11 +108,11 @@ def image_facts(
     decisions: Sequence[str],
     contents: Sequence[str],
 ) -> bytes:
-    """What is remembered of an answer about images.
+    """What is remembered of an answer about items that stand alone: images, or vectors.
 
     Args:
         total: items of the answer, those without a score included.
-        index: of each image that has one; None where all have.
+        index: of each item that has a score; None where all have.
         raw: scores, p-values, decisions and ``content_of`` of these.
     """
     return orjson.dumps([total, index, raw, p_values, decisions, None, None, contents, None])

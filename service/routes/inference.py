@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from service.catalog import Catalog, Task, Version
 from service.contract.calibration import Decision
 from service.contract.errors import FieldError, InvalidInput
-from service.contract.manifest import ImageInput, SeriesInput
-from service.contract.preprocess import map_to_frame
+from service.contract.manifest import Input, SeriesInput
+from service.contract.preprocess import map_to_frame, prepare_vectors
 from service.decision import DecisionRule
 from service.decoding.body import check_media_type, media_type_of, read_body
 from service.decoding.images import SMALL_BYTES
@@ -34,20 +34,23 @@ from service.decoding.tensors.inputs import (
     only_input,
     read_pictures,
     read_rows,
+    read_vectors,
 )
 from service.decoding.tensors.request import InferRequest, read_infer_request
-from service.feedback.records import content_of, image_facts, window_facts
+from service.feedback.records import content_of, item_facts, window_facts
 from service.interruption import deadline
 from service.problems import request_id_of
 from service.protocol_schemas import InferParameters
 from service.resources import Resources, resources_of
 from service.routes.timeseries import score_recording, windows_apart
-from service.scoring import Scorer, Scores
+from service.routes.vectors import check_count, vector_facts
+from service.scoring import Scorer, Scores, contributions
 
 MAP = "residual_map"
 OUTPUTS: dict[Task, tuple[str, ...]] = {
     "image": ("score", "p_value", "raw_score", "decision", MAP),
     "timeseries": ("score", "p_value", "raw_score", "decision", "contributions", MAP),
+    "vectors": ("score", "p_value", "raw_score", "decision", "contributions"),
 }
 _FORM = "application/x-www-form-urlencoded"  # what curl -d states unless told otherwise
 _MEDIA_TYPES = ("application/json", "application/octet-stream", _FORM)
@@ -128,10 +131,12 @@ async def infer(request: Request, name: str, version: Version | None) -> Respons
     with deadline(settings.request_timeout_s if wait_us is None else wait_us / 1e6):
         if scorer.manifest.task == "image":
             return await _images(task, request, body_bytes=len(body))
+        if scorer.manifest.task == "vectors":
+            return await _vectors(task)
         return await _recording(task, parameters.stride)
 
 
-def _apart(spec: ImageInput | SeriesInput, stride: int | None) -> int:
+def _apart(spec: Input, stride: int | None) -> int:
     return windows_apart(spec, stride or spec.stride) if isinstance(spec, SeriesInput) else 1
 
 
@@ -190,12 +195,38 @@ async def _recording(task: _Task, stride: int | None) -> Response:
         return await admission.run(name, answer)
 
 
+async def _vectors(task: _Task) -> Response:
+    admission, name, spec = task.resources.admission, task.name, task.scorer.vector_input
+    telemetry = task.resources.telemetry
+
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        check_count(task.tensor.shape[0], task.resources.settings)
+        with telemetry.phase(name, "decode"):
+            values = read_vectors(task.tensor, spec, task.limits)
+        with telemetry.phase(name, "preprocess"):
+            return values, prepare_vectors(spec, values)
+
+    with admission.admit(name, 1):
+        values, x = await admission.run(name, read)
+        scores = await admission.score(task.scorer, x, maps=task.wants("contributions"))
+
+        def answer() -> Response:
+            with telemetry.phase(name, "encode"):
+                found = _item_values(task, scores)
+                if scores.maps is not None:
+                    found["contributions"] = contributions(scores.maps)
+                _remember(task, vector_facts(values, scores, list(found["decision"])))
+                return _answer(task, found)
+
+        return await admission.run(name, answer)
+
+
 def _image_answer(task: _Task, sizes: list[tuple[int, ...]], scores: Scores) -> Response:
     values = _image_values(task, sizes, scores)
     content, n = _content(task.tensor), len(scores.raw)
     contents = [content_of(f"{content} {i}".encode()) for i in range(n)]
     raw, p_values = scores.raw.tolist(), scores.p_value.tolist()
-    _remember(task, image_facts(n, None, raw, p_values, list(values["decision"]), contents))
+    _remember(task, item_facts(n, None, raw, p_values, list(values["decision"]), contents))
     return _answer(task, values)
 
 
@@ -214,13 +245,17 @@ def _remember(task: _Task, facts: bytes) -> None:
     )
 
 
-def _image_values(task: _Task, sizes: list[tuple[int, ...]], scores: Scores) -> Values:
-    values: dict[str, np.ndarray | list[Decision]] = {
+def _item_values(task: _Task, scores: Scores) -> dict[str, np.ndarray | list[Decision]]:
+    return {
         "score": scores.score,
         "p_value": scores.p_value,
         "raw_score": scores.raw,
         "decision": task.rule.settle(scores.p_value).decide(scores.p_value),
     }
+
+
+def _image_values(task: _Task, sizes: list[tuple[int, ...]], scores: Scores) -> Values:
+    values = _item_values(task, scores)
     if scores.maps is not None and task.wants(MAP):
         height, width = sizes[0]
         framed = np.empty((len(scores.maps), height, width), dtype=np.float32)
@@ -304,7 +339,7 @@ def _check_model(asked: InferRequest, scorer: Scorer) -> None:
 def _parameters(asked: InferRequest, scorer: Scorer) -> InferParameters:
     """The request's parameters, which must be known ones: a mistyped one is not ignored."""
     known = [*InferParameters.model_fields]
-    if scorer.manifest.task == "image":
+    if scorer.manifest.task != "timeseries":
         known.remove("stride")
     unknown = [key for key in asked.parameters if key not in known]
     if unknown:

@@ -1,7 +1,8 @@
 """/v2: the Open Inference Protocol, which KServe and Triton clients speak.
 
-The same models, limits, deadlines and scores as ``/score`` and ``/score/timeseries``; what a client
-asks of a server and its models is here, how an inference is carried out in ``inference``.
+The same models, limits, deadlines and scores as ``/score``, ``/score/timeseries`` and
+``/score/vectors``; what a client asks of a server and its models is here, how an inference is
+carried out in ``inference``.
 """
 
 from typing import Annotated, Any
@@ -12,9 +13,9 @@ from fastapi.responses import Response
 
 from service.catalog import Entry, Version
 from service.contract.errors import InvalidInput, MalformedInput, NotReady
-from service.contract.manifest import ImageInput, SeriesInput
+from service.contract.manifest import ImageInput, Input, VectorInput
 from service.decoding.body import read_body
-from service.decoding.tensors.inputs import IMAGE, ROWS
+from service.decoding.tensors.inputs import IMAGE, ROWS, VECTORS
 from service.interruption import deadline
 from service.problems import problem, problem_of, problem_response
 from service.protocol_schemas import (
@@ -127,7 +128,7 @@ _INFER: dict[str, Any] = {
 
 @router.post("/models/{name}/infer", **_INFER)
 async def infer_active(request: Request, name: str) -> Response:
-    """Score images (`image`) or a recording (`rows`) with the active version.
+    """Score images (`image`), a recording (`rows`) or vectors (`vectors`) with the active version.
 
     Omitted `outputs` mean all but maps. Binary data may follow the JSON, as
     `Inference-Header-Content-Length` says.
@@ -138,7 +139,7 @@ async def infer_active(request: Request, name: str) -> Response:
 
 @router.post("/models/{name}/versions/{version}/infer", **_INFER)
 async def infer_version(request: Request, name: str, version: ModelVersion) -> Response:
-    """Score images or a recording with one version."""
+    """Score images, a recording or vectors with one version."""
     with deadline(timeout_s(request, resources_of(request).settings.request_timeout_s)):
         return await infer(request, name, version)
 
@@ -208,16 +209,18 @@ def _metadata(request: Request, name: str, version: Version | None) -> Response:
     return json_response(body)
 
 
-def _input_of(spec: ImageInput | SeriesInput) -> dict[str, Any]:
+def _input_of(spec: Input) -> dict[str, Any]:
     if isinstance(spec, ImageInput):
         return {"name": IMAGE, "datatype": "UINT8", "shape": [-1, -1, -1, -1]}
+    if isinstance(spec, VectorInput):
+        return {"name": VECTORS, "datatype": "FP32", "shape": [-1, spec.features]}
     return {"name": ROWS, "datatype": "FP32", "shape": [-1, len(spec.columns)]}
 
 
-def _output_of(spec: ImageInput | SeriesInput, name: str) -> dict[str, Any]:
+def _output_of(spec: Input, name: str) -> dict[str, Any]:
     shape = [-1]
     if name == "residual_map":
         shape += [-1, -1] if isinstance(spec, ImageInput) else list(spec.shape)
-    elif name == "contributions" and isinstance(spec, SeriesInput):
-        shape += [len(spec.columns)]
+    elif name == "contributions":
+        shape += spec.shape[-1:]
     return {"name": name, "datatype": "BYTES" if name == "decision" else "FP32", "shape": shape}

@@ -32,7 +32,7 @@ from service.decoding.images import (
     read_pixels,
 )
 from service.evidence import evidence_detector, find_evidence, place_in_frame
-from service.feedback.records import content_of, image_facts
+from service.feedback.records import content_of, item_facts
 from service.interruption import deadline
 from service.problems import problem_of, request_id_of
 from service.regions import find_regions
@@ -305,7 +305,7 @@ class _Job:
         if not self.resources.feedback.enabled:
             return b""
         index = [i for i, item in enumerate(self.items) if isinstance(item, _Own)]
-        return image_facts(
+        return item_facts(
             len(self.items),
             None if len(index) == len(self.items) else index,
             scores.raw.tolist(),

@@ -219,6 +219,7 @@ def reached(url: str, method: str, path: str, headers: dict[str, str]) -> list[i
     [
         ("POST", "/score?map=none", {}),
         ("POST", "/score/timeseries", {}),
+        ("POST", "/score/vectors", {}),
         ("POST", "/v2/models/bright/infer", {}),
         ("POST", "/v2/models/bright/versions/1/infer", {}),
         ("POST", "/streams/turbine-1/rows", {"Idempotency-Key": "a"}),

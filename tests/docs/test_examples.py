@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.artifacts import publish_vectors
 from tests.service.test_process import serving
 
 ROOT = Path(__file__).parents[2]
@@ -90,3 +91,22 @@ def test_the_python_of_the_readme_runs(url: str) -> None:
     assert re.fullmatch(r"examples/digit-2\.png 0\.99\d* anomalous \(28, 28\)", two)
     assert " normal " in seven
     assert ice.count("review") == 2
+
+
+def test_the_example_of_vectors_answers_what_is_shown(tmp_path: Path) -> None:
+    publish_vectors(tmp_path / "models")
+    page = (ROOT / "docs" / "api.md").read_text().partition("\n## Vectors\n")[2]
+    found = re.findall(r"```(sh|json|python)\n(.*?)```", page, re.DOTALL)[:3]
+    (_, command), (_, shown), (_, code) = found
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not on PATH; apt install curl")
+    with serving(tmp_path / "models", tmp_path / "log") as (_, base):
+        answers = [
+            subprocess.run(
+                [*run, text.replace(BASE, base)],
+                cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+            ).stdout
+            for run, text in ((("sh", "-ec"), command), ((sys.executable, "-c"), code))
+        ]  # fmt: skip
+    assert_shows(elided(shown), json.loads(answers[0]))
+    assert answers[1].splitlines() == ["0 normal torque 0.4", "1 anomalous heat 310.0"]

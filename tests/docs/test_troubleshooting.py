@@ -48,6 +48,7 @@ def test_every_refusal_of_a_request_is_explained_and_none_is_left_out(
 ) -> None:
     said = [
         *troubles.problems_of_requests(two_models),
+        *troubles.problems_of_vectors(tmp_path / "vectors"),
         *troubles.problems_of_settings(two_models, tmp_path, closed_port),
         troubles.problem_of_a_crowd(two_models),
         troubles.problem_of_a_bug(two_models, monkeypatch),

@@ -22,7 +22,13 @@ from service.contract.errors import DetectorFailure
 from service.contract.store import digests
 from service.scoring import Scorer
 from service.settings import Settings
-from tests.artifacts import publish_image, publish_series, set_active
+from tests.artifacts import (
+    VECTOR_INPUT,
+    publish_image,
+    publish_series,
+    publish_vectors,
+    set_active,
+)
 from tests.service.conftest import wait_until_loaded
 from tests.service.operators import operated
 from tests.service.pictures import encode, grey, noise
@@ -81,6 +87,25 @@ def problems_of_requests(models: Path) -> Iterator[Said]:
         key = CSV | {"Idempotency-Key": "a"}
         assert client.post("/streams/t1/rows", content=ROWS, headers=key).status_code == 200
         yield _said(client.post("/streams/t1/rows", content=HEAD + "1,2,3\n", headers=key))
+
+
+def problems_of_vectors(root: Path) -> Iterator[Said]:
+    """What a service with default settings refuses to score with a model of vectors."""
+    publish_vectors(root)
+    publish_vectors(root, "numbered", spec=VECTOR_INPUT.model_copy(update={"names": ()}))
+    set_active(root, vectors="part/1")
+    bodies = [b'{"vectors": %s}' % rows for rows in (
+        b"[[1, null, 3]]", b"[[1, Infinity, 3]]", b'[[1, "x", 3]]', b"[[1, 2]]", b"[]",
+    )]  # fmt: skip
+    with TestClient(create_app(Settings(models_dir=root, threads=1, max_windows=2))) as client:
+        wait_until_loaded(client)
+        for body in bodies:
+            yield _said(client.post("/score/vectors", content=body, headers=JSON))
+        text = "torque,current,heat\n1,2,3\n1,,3\n"
+        yield _said(client.post("/score/vectors", content=text, headers=CSV))
+        path = "/score/vectors?model=numbered"
+        yield _said(client.post(path, content="a,b\n1,2\n", headers=CSV))
+        yield _said(client.post("/score/vectors", json={"vectors": [[1, 2, 3]] * 3}))
 
 
 def problems_of_settings(models: Path, tmp_path: Path, closed_port: int) -> Iterator[Said]:

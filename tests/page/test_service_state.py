@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 from playwright.sync_api import Route, expect
 
-from tests.artifacts import publish_image, set_active
+from tests.artifacts import publish_image, publish_vectors, set_active
 from tests.page.conftest import Open, apart
 from tests.page.pictures import choose, decision, level_files
 from tests.service.test_process import free_port, serving
@@ -40,6 +40,26 @@ def test_a_service_that_goes_away_is_seen_and_one_that_is_back_scores_without_a_
             page.get_by_role("button", name="Go on").click()
             expect(page.locator("#flagged-of")).to_have_text("of 3 flagged")
             expect(page.locator("#run-problem")).to_be_hidden()
+
+
+def test_a_model_of_vectors_has_a_card_and_says_where_it_is_scored(
+    open_page: Open, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    publish_image(models)
+    publish_vectors(models)
+    set_active(models, image="bright/1", vectors="part/1")
+    with answering(models, tmp_path, free_port()) as base:
+        page = open_page(base)
+        expect(page.locator("#status")).to_have_attribute("data-state", "ready")
+        card = page.locator(".card", has_text="part")
+        expect(card).to_contain_text("default for vectors")
+        expect(card).to_contain_text("vectors of 3 features; scored over HTTP")
+        table = b"torque,current,heat\n1,2,3\n"
+        choose(page, [{"name": "a.csv", "mimeType": "text/csv", "buffer": table}])
+        expect(page.locator("#notice")).to_contain_text("POST /score/vectors")
+        choose(page, level_files([250]))
+        expect(decision(page)).to_have_text("▲ Anomalous")
 
 
 def test_a_model_that_is_refused_is_named_with_the_reason(open_page: Open, tmp_path: Path) -> None:

@@ -41,8 +41,9 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def no_sleep(seconds: float) -> None:
         waited.append(seconds)
 
-    monkeypatch.setattr("service.client.blocking.time.sleep", waited.append)
-    monkeypatch.setattr("service.client.asynchronous.asyncio.sleep", no_sleep)
+    # the clients' own names: a service in this process goes on sleeping
+    monkeypatch.setattr("service.client.blocking.sleep", waited.append)
+    monkeypatch.setattr("service.client.asynchronous.sleep", no_sleep)
     return waited
 
 

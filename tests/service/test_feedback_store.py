@@ -15,7 +15,7 @@ import pytest
 from service.client import AsyncClient
 from service.contract.errors import DeadlinePassed
 from service.feedback.memory import Memory
-from service.feedback.records import Answered, Label, image_facts, item_of
+from service.feedback.records import Answered, Label, item_facts, item_of
 from service.feedback.sqlite_file import SqliteFile
 from service.feedback.store import FileStore
 from service.interruption import deadline
@@ -133,7 +133,7 @@ def test_a_full_disk_is_told_once_and_scores_go_on(models: Path, tmp_path: Path)
 
 
 def answered(request_id: str) -> Answered:
-    facts = image_facts(1, None, [0.2], [0.6], ["normal"], ["ab"])
+    facts = item_facts(1, None, [0.2], [0.6], ["normal"], ["ab"])
     return Answered(request_id, time.time_ns(), "bright", 1, "d", facts)
 
 

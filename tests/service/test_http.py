@@ -140,6 +140,7 @@ def test_the_description_covers_every_route_bodies_and_problems(client: TestClie
     assert set(schema["paths"]) == {
         "/score",
         "/score/timeseries",
+        "/score/vectors",
         "/feedback",
         "/feedback/calibration",
         "/feedback/proposal",

@@ -1,4 +1,6 @@
-"""Small data for the miniature artifacts, whose raw score is the mean brightness (or reading)."""
+"""Small data for the miniature artifacts, whose raw score is the mean brightness (or reading, or
+number).
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,7 @@ from service.contract import store
 from service.runtime import Runtime
 from service.scoring import Scorer
 from tests import artifacts
-from training.data.base import ImageData, Recording, SeriesData, Source
+from training.data.base import ImageData, Recording, SeriesData, Source, VectorData
 
 SOURCE = Source(
     name="parts",
@@ -28,6 +30,11 @@ def image_scorer(root: Path) -> Scorer:
 def series_scorer(root: Path) -> Scorer:
     artifacts.publish_series(root)
     return Scorer.open(store.open_artifact(root, "sensors", 1), Runtime(threads=1))
+
+
+def vector_scorer(root: Path) -> Scorer:
+    artifacts.publish_vectors(root)
+    return Scorer.open(store.open_artifact(root, "part", 1), Runtime(threads=1))
 
 
 def normal_images(n: int, seed: int) -> np.ndarray:
@@ -92,4 +99,28 @@ def series_data(*test: Recording) -> SeriesData:
         validation=(recording(3),),
         calibration=(recording(4),),
         test=test or (recording(5, slice(80, 120)), recording(6, slice(150, 190)), recording(7)),
+    )
+
+
+def vector_data(n_normal: int = 60, n_anomalous: int = 40) -> VectorData:
+    """Torque, current and heat near their means; scratches are hot, stains a little."""
+    spec = artifacts.VECTOR_INPUT
+
+    def vectors(n: int, seed: int) -> np.ndarray:
+        scaled = 0.3 * np.random.default_rng(seed).normal(size=(n, 3))
+        return scaled * np.array(spec.std) + np.array(spec.mean)
+
+    test = vectors(n_normal + n_anomalous, 3)
+    classes = np.zeros(len(test), dtype=np.int64)
+    classes[n_normal:] = 1 + np.arange(n_anomalous) % 2
+    test[:, 2] += np.array([0, 150, 20])[classes]
+    return VectorData(
+        source=SOURCE,
+        names=spec.names,
+        train=vectors(80, 0),
+        validation=vectors(20, 1),
+        calibration=vectors(40, 2),
+        test=test,
+        test_labels=(classes > 0).astype(np.int64),
+        test_classes=classes,
     )

@@ -16,10 +16,12 @@ from tests.training.measured import (
     recording,
     series_data,
     series_scorer,
+    vector_data,
+    vector_scorer,
     without_anomalies,
 )
 from training.card import card_text, write_card
-from training.evaluation import Evaluation, evaluate_images, evaluate_series
+from training.evaluation import Evaluation, evaluate_images, evaluate_series, evaluate_vectors
 from training.metrics import false_alarm_rate
 
 
@@ -268,3 +270,30 @@ def test_the_card_says_what_was_seen_of_the_test_split(
     assert "Nothing was chosen on a test label." in quiet
     assert "two designs were measured" in told
     assert "Nothing was chosen on a test label." not in told
+
+
+def test_a_card_of_vectors_names_the_features_and_shows_which_add_to_the_score(
+    tmp_path: Path,
+) -> None:
+    scorer = vector_scorer(tmp_path / "models")
+    found = evaluate_vectors(scorer, vector_data(), n_boot=40)
+    write_card(tmp_path, scorer.manifest, found, {})
+    card = (tmp_path / "CARD.md").read_text()
+    assert "`torque`, `current`, `heat`" in card
+    assert "`vector_mahalanobis`" in card
+    assert "residual map" not in card
+    named = pictures_on(tmp_path / "CARD.md")
+    assert named == {"card_examples.png", "card_scores.png", "card_roc.png"}
+    for name in named:
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width >= 300
+
+
+def test_a_card_of_many_features_stays_short(tmp_path: Path) -> None:
+    scorer = vector_scorer(tmp_path)
+    found = evaluate_vectors(scorer, vector_data(), n_boot=0)
+    names = tuple(f"f{i}" for i in range(500))
+    wide = scorer.manifest.input.model_copy(update={"features": 500, "names": names})
+    shown = text(scorer, found, input=wide)
+    assert "`f59` and 440 more" in shown
+    assert "`f60`" not in shown

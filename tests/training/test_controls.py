@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from service.contract.errors import InvalidInput
-from training.controls import CONTROLS, image_controls, series_controls
+from training.controls import CONTROLS, image_controls, series_controls, vector_controls
 
 
 def digit_images() -> tuple[np.ndarray, np.ndarray]:
@@ -28,6 +28,7 @@ def test_every_control_is_described() -> None:
     names = {
         *image_controls(images[:50], images[:5]),
         *series_controls(windows(50, 0), windows(5, 1)),
+        *vector_controls(windows(50, 0)[:, 0], windows(5, 1)[:, 0]),
     }
     assert names == set(CONTROLS)
 
@@ -123,3 +124,36 @@ def test_no_training_window_or_other_sensors_are_refused() -> None:
         series_controls(np.empty((0, 5, 2), np.float32), np.zeros((1, 5, 2), np.float32))
     with pytest.raises(InvalidInput, match="3 sensors, training windows 2"):
         series_controls(np.zeros((4, 5, 2), np.float32), np.zeros((1, 5, 3), np.float32))
+
+
+def test_vector_controls_find_another_digit_each_item_by_itself() -> None:
+    images, digit = digit_images()
+    x = images.reshape(len(images), -1).astype(np.float32)
+    test = np.concatenate([x[digit == 0][100:], x[digit == 1]])
+    labels = np.repeat([0, 1], [int((digit == 0).sum()) - 100, int((digit == 1).sum())])
+    together = vector_controls(x[digit == 0][:100], test)
+    alone = vector_controls(x[digit == 0][:100], test[:1])
+    for name, scores in together.items():
+        assert roc_auc_score(labels, scores) > 0.95, name
+        assert alone[name][0] == pytest.approx(scores[0], rel=1e-6), name
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.booleans())
+def test_vector_controls_are_finite_however_little_there_is_to_learn(
+    n: int, d: int, constant: bool
+) -> None:
+    rng = np.random.default_rng(n * 10 + d)
+    train = rng.normal(size=(n, d)).astype(np.float32)
+    if constant:
+        train[:] = 1.0
+    for name, scores in vector_controls(train, np.ones((3, d), np.float32)).items():
+        assert scores.shape == (3,), name
+        assert np.isfinite(scores).all(), name
+    assert all(len(s) == 0 for s in vector_controls(train, train[:0]).values())
+
+
+def test_no_training_vector_or_other_features_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="at least one training vector"):
+        vector_controls(np.empty((0, 2), np.float32), np.zeros((1, 2), np.float32))
+    with pytest.raises(InvalidInput, match="3 features, training vectors 2"):
+        vector_controls(np.zeros((4, 2), np.float32), np.zeros((1, 3), np.float32))

@@ -13,9 +13,11 @@ from tests.training.measured import (
     recording,
     series_data,
     series_scorer,
+    vector_data,
+    vector_scorer,
     without_anomalies,
 )
-from training.evaluation import evaluate_images, evaluate_series
+from training.evaluation import evaluate_images, evaluate_series, evaluate_vectors
 from training.testsets import series_test_set
 
 
@@ -27,6 +29,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     return series_scorer(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+    return vector_scorer(tmp_path_factory.mktemp("models"))
 
 
 def test_image_figures_are_those_of_the_served_scores(images: Scorer) -> None:
@@ -155,3 +162,36 @@ def test_recordings_too_short_for_a_window_are_refused(series: Scorer) -> None:
     data = replace(series_data(recording(5, rows=3)), validation=(recording(3, rows=4),))
     with pytest.raises(InvalidInput, match="no normal window"):
         evaluate_series(series, data)
+
+
+def test_vector_figures_are_those_of_the_served_scores(vectors: Scorer) -> None:
+    data = vector_data()
+    found = evaluate_vectors(vectors, data, n_boot=50)
+    raw = vectors.score_vectors(data.test).raw
+    np.testing.assert_array_equal(found.raw, raw)
+    assert found.task == "vectors"
+    assert found.metrics["auroc"].value == roc_auc_score(data.test_labels, raw)
+    assert set(found.control_metrics) == {"vector_knn", "vector_mahalanobis", "vector_mean"}
+    assert found.columns == ("torque", "current", "heat")
+    kinds = {c.name: c for c in found.by_class}
+    assert kinds["scratch"].flagged > kinds["good"].flagged
+    scratch = next(e for e in found.examples if e.class_name == "scratch")
+    assert scratch.residual.argmax() == 2
+
+
+def test_normal_vectors_alone_are_measured_on_synthetic_anomalies(vectors: Scorer) -> None:
+    data = vector_data(n_anomalous=0)
+    found = evaluate_vectors(vectors, data, n_boot=0)
+    assert found.synthetic
+    assert (found.labels == 0).sum() == (found.labels == 1).sum() == 60
+    unlabelled = replace(data, test_labels=data.test_labels[:0], test_classes=data.test_classes[:0])
+    assert evaluate_vectors(vectors, unlabelled, n_boot=0).metrics == found.metrics
+
+
+def test_without_normal_test_vectors_the_validation_split_stands_in(vectors: Scorer) -> None:
+    data = vector_data(n_normal=0)
+    found = evaluate_vectors(vectors, data, n_boot=0)
+    assert (found.labels == 0).sum() == len(data.validation)
+    assert any("validation split stand in" in note for note in found.notes)
+    with pytest.raises(InvalidInput, match="no normal vector"):
+        evaluate_vectors(vectors, replace(data, validation=data.validation[:0]))

@@ -8,14 +8,14 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from service.contract.manifest import Manifest
-from service.contract.preprocess import prepare_images
+from service.contract.preprocess import prepare_images, prepare_vectors
 from service.contract.store import Artifact
 from service.detectors import DETECTORS
 from service.runtime import Runtime
 from service.scoring import Scorer, self_test
-from tests.training.conftest import train_family
+from tests.training.conftest import data_options, train_family
 from training.config import load_data, make_config
-from training.data.base import ImageData
+from training.data.base import ImageData, VectorData
 from training.families import FAMILIES
 
 Trained = Callable[[str], tuple[Path, Artifact]]
@@ -26,33 +26,33 @@ def scorer(trained: Trained, family: str) -> Scorer:
     return Scorer.open(trained(family)[1], Runtime(threads=1))
 
 
-@pytest.fixture(scope="session")
-def data(digit_folder: Path) -> ImageData:
-    config = make_config(
-        {
-            "name": "x",
-            "family": "nln",
-            "data": {"name": "folder", "path": str(digit_folder), "size": 32},
-        },
-        "test",
-    )
-    loaded = load_data(config, None)
-    assert isinstance(loaded, ImageData)
+@pytest.fixture
+def data(family: str, data_of: Callable[[str], Path]) -> ImageData | VectorData:
+    options = data_options(family, data_of(family))
+    loaded = load_data(make_config({"name": "x", "family": family, "data": options}, "test"), None)
+    assert isinstance(loaded, ImageData | VectorData)
     return loaded
 
 
+def prepared(scorer: Scorer, items: np.ndarray) -> np.ndarray:
+    if scorer.manifest.task == "image":
+        return prepare_images(scorer.image_input, items)
+    return prepare_vectors(scorer.vector_input, items)
+
+
 @pytest.fixture
-def x(scorer: Scorer, data: ImageData) -> np.ndarray:
-    images = np.concatenate([data.calibration[:9], data.test[:8]])
-    return prepare_images(scorer.image_input, images)
+def x(scorer: Scorer, data: ImageData | VectorData) -> np.ndarray:
+    return prepared(scorer, np.concatenate([data.calibration[:9], data.test[:8]]))
 
 
 def test_both_registries_hold_the_same_families() -> None:
     assert set(FAMILIES) == set(DETECTORS)
 
 
-def test_anomalous_images_score_higher_than_normal_ones(scorer: Scorer, data: ImageData) -> None:
-    scores = scorer.score_images(data.test)
+def test_anomalous_items_score_higher_than_normal_ones(
+    scorer: Scorer, data: ImageData | VectorData
+) -> None:
+    scores = scorer.score(prepared(scorer, data.test))
     assert roc_auc_score(data.test_labels, scores.raw) > 0.6
 
 
@@ -98,7 +98,8 @@ def test_scores_and_maps_are_finite_and_of_the_input_s_size(scorer: Scorer, x: n
     scores = scorer.score(x, maps=True)
     assert np.isfinite(scores.raw).all()
     assert scores.maps is not None
-    assert scores.maps.shape == (len(x), *x.shape[2:])
+    explained = x.shape[2:] if x.ndim == 4 else x.shape[1:]  # channels share a residual
+    assert scores.maps.shape == (len(x), *explained)
     assert scores.maps.dtype == np.float32
     assert np.isfinite(scores.maps).all()
     assert (scores.maps >= 0).all()
@@ -122,16 +123,21 @@ def test_the_card_shows_the_controls_and_the_pictures_it_names(
 ) -> None:
     artifact = trained(family)[1]
     card = (artifact.path / "CARD.md").read_text()
-    assert "PCA" in card
+    control = {"image": "thumbnail_1nn", "vectors": "vector_knn"}[artifact.manifest.task]
+    assert control in card
     for name in artifact.manifest.files:
         if name.endswith(".png"):
             assert name in card
 
 
 def test_the_same_seed_gives_the_same_scores(
-    trained: Trained, family: str, digit_folder: Path, tmp_path: Path, x: np.ndarray
+    trained: Trained,
+    family: str,
+    data_of: Callable[[str], Path],
+    tmp_path: Path,
+    x: np.ndarray,
 ) -> None:
-    again = train_family(family, digit_folder, tmp_path)
+    again = train_family(family, data_of(family), tmp_path)
     first = Scorer.open(trained(family)[1], Runtime(threads=1)).score(x).raw
     second = Scorer.open(again, Runtime(threads=1)).score(x).raw
     np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)

@@ -185,7 +185,7 @@ def test_a_map_equal_to_the_mask_has_perfect_pixel_figures() -> None:
     masks = np.stack([masked((2, 3, 4)), masked((8, 8, 5)), masked()])
     found = pixel_metrics(masks.astype(np.float32), masks, threshold=0.5, n_boot=50)
     assert {name: metric.value for name, metric in found.items()} == pytest.approx(
-        {"pixel_auroc": 1.0, "aupro": 1.0, "iou": 1.0}
+        {"pixel_auroc": 1.0, "aupro": 1.0, "iou": 1.0, "iou_oracle": 1.0}
     )
     assert found["aupro"].n == 3
 
@@ -196,6 +196,17 @@ def test_a_map_without_information_has_the_figures_of_chance() -> None:
     assert found["pixel_auroc"].value == pytest.approx(0.5)
     assert found["aupro"].value == pytest.approx(0.15)  # mean overlap = fpr, up to 0.3
     assert found["iou"].value == 0
+
+
+def test_the_best_threshold_of_the_masks_is_no_worse_than_a_poor_one_and_is_named_so() -> None:
+    masks = np.stack([masked((2, 3, 4)), masked()])
+    maps = np.random.default_rng(0).uniform(0, 0.4, masks.shape).astype(np.float32)
+    maps[masks] += 0.5
+    found = pixel_metrics(maps, masks, threshold=0.2, n_boot=0)
+    assert found["iou_oracle"].value == pytest.approx(1)
+    assert found["iou"].value == pytest.approx(16 / (maps > 0.2).sum())
+    assert "chosen on these masks" in found["iou_oracle"].note
+    assert "iou" not in pixel_metrics(maps, masks, n_boot=0)
 
 
 def test_aupro_counts_a_small_region_like_a_large_one() -> None:

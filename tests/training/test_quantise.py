@@ -13,7 +13,7 @@ from torch import nn
 from service.contract.manifest import ImageInput
 from training.export import export_onnx, round_to_half
 from training.families.base import PreparedData
-from training.publish import ParityError, check_ranking_parity
+from training.parity import ParityError, check_ranking_parity
 from training.quantise import quantise_convolutions, widen
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from training.families import FAMILIES
-from training.tables import PUBLISHED, Table, published_for
+from training.tables import PUBLISHED, Table, data_name, published_for, tables_about
 
 DIGITS_BUT_2 = (0, 1, 3, 4, 5, 6, 7, 8, 9)
 IDS = [f"{t.paper.key} {t.label} {t.data}" for t in PUBLISHED]
@@ -40,7 +40,9 @@ def test_digit_2_novel_has_the_latent_diffusion_cell_and_mean_and_the_nearest_ne
     assert found["NLN", "mean"].tuned_on_test is True
     assert found["LDM", "2"].tuned_on_test is None
     assert rows[0].model == "NLN"
-    assert [r.model for r in rows if r.same_method] == ["NLN"]
+    same = {r.model for r in rows if r.same_method}
+    assert same == {"NLN", "AE-con NLN", "AE-con con", "AE-con total"}
+    assert ("AE", "mean") not in found, "a relative gain is no figure of a model"
 
 
 def test_one_normal_class_of_fashion_has_its_own_column() -> None:
@@ -65,6 +67,20 @@ def test_five_classes_of_cifar_find_their_set() -> None:
 def test_a_category_has_image_and_pixel_figures() -> None:
     rows = published_for("nln", "mvtec-metal_nut")
     assert {r.metric for r in rows if r.case == "metal_nut"} == {"auroc", "pixel_auroc"}
+
+
+def test_a_set_of_vectors_has_its_own_row_by_the_names_a_toml_gives() -> None:
+    name = data_name({"name": "adbench", "set": "MVTec-AD_metal_nut", "protocol": "dedup"})
+    rows = published_for("vector_diffusion", name)
+    assert {(r.model, r.case): r.value for r in rows}["DDPM", "MVTec-AD_metal_nut"] == 0.7667
+    assert {r.case for r in rows} == {"MVTec-AD_metal_nut"}
+
+
+def test_the_means_of_the_28_sets_are_those_of_their_rows() -> None:
+    (table,) = (t for t in tables_about("adbench", "whole") if t.paper.key == "S2")
+    means = {model: np.mean([v for v in values if v]) for model, values in table.rows.items()}
+    for model, mean in {"IForest": 0.7378, "OCSVM": 0.7511, "DDPM": 0.7606, "DTE": 0.6014}.items():
+        assert means[model] == pytest.approx(mean, abs=5e-5)
 
 
 @pytest.mark.parametrize(

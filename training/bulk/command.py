@@ -69,7 +69,7 @@ def score_files(
         Path,
         typer.Argument(
             metavar="IN",
-            help="A folder of images, csv, or parquet: of rows, or with a column of images.",
+            help="A folder of images, csv, or parquet: of rows, vectors, or a column of images.",
         ),
     ],
     out: Annotated[
@@ -94,7 +94,8 @@ def score_files(
         typer.Option(envvar="ANOMALY_REVIEW_FPR", help="p-value up to which to say review."),
     ] = None,
     contributions: Annotated[
-        bool, typer.Option("--contributions", help="Rows: the share of each column, as a list.")
+        bool,
+        typer.Option("--contributions", help="Rows, vectors: the share of each column, as a list."),
     ] = False,
     file_format: Annotated[Format, typer.Option("--format", help="Of the results.")] = "parquet",
     part_items: Annotated[

@@ -8,7 +8,7 @@ of each run, so that no more than one run is in memory.
 import csv
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +20,8 @@ from jaxtyping import Float64
 
 from service.contract.errors import InvalidInput, MalformedInput
 from service.contract.manifest import SeriesInput
-from service.decoding.tables import (
-    TIME_COLUMNS,
-    delimiter_of,
-    read_header,
-    read_part,
-    read_timestamps,
-)
+from service.decoding.cells import TIME_COLUMNS, delimiter_among, read_header
+from service.decoding.tables import read_part, read_timestamps
 from training.bulk.layout import Layout, place
 from training.bulk.rows import Columns, is_text, labels_of, readings_of, seconds_of
 
@@ -53,10 +48,24 @@ def csv_columns(source: Path, spec: SeriesInput, group_by: str | None) -> tuple[
     Raises:
         InvalidInput, MalformedInput: it has no header, or not the columns that are needed.
     """
+    first, delimiter = first_line(source, [c.name for c in spec.columns])
+    return Columns.of(spec, read_header(first), group_by), delimiter
+
+
+def first_line(source: Path, names: Collection[str]) -> tuple[list[str], str]:
+    """The cells of the header of a csv file, and what separates them.
+
+    Args:
+        source: the file.
+        names: that the header is expected to hold.
+
+    Raises:
+        InvalidInput, MalformedInput: it is empty, or no csv.
+    """
     with source.open(encoding="utf-8-sig", newline="") as file:
         try:
-            line = file.readline(1 << 16).rstrip("\r\n")
-            delimiter = delimiter_of(spec, line)
+            line = file.readline(1 << 20).rstrip("\r\n")
+            delimiter = delimiter_among(names, line)
             first = next(csv.reader([line], delimiter=delimiter, strict=True), [])
         except UnicodeDecodeError as error:
             raise MalformedInput(f"{source}: not UTF-8 text (byte {error.start})") from error
@@ -64,7 +73,7 @@ def csv_columns(source: Path, spec: SeriesInput, group_by: str | None) -> tuple[
             raise MalformedInput(f"{source}: line 1: {error}") from error
     if not first:
         raise InvalidInput(f"{source}: it is empty; a header line and rows are needed")
-    return Columns.of(spec, read_header(first), group_by), delimiter
+    return first, delimiter
 
 
 def csv_blocks(source: Path, spec: SeriesInput, group_by: str | None) -> Iterator[Block]:
@@ -81,7 +90,7 @@ def csv_blocks(source: Path, spec: SeriesInput, group_by: str | None) -> Iterato
         label = header.index(group_by) if group_by else None
         first = 0
         while True:
-            rows, lines = _records(source, reader)
+            rows, lines = records(source, reader, _RECORDS_AT_ONCE)
             if not rows:
                 return
             try:
@@ -97,7 +106,17 @@ def csv_blocks(source: Path, spec: SeriesInput, group_by: str | None) -> Iterato
             first += len(rows)
 
 
-def _records(source: Path, reader: Any) -> tuple[list[list[str]], list[int]]:
+def records(source: Path, reader: Any, most: int) -> tuple[list[list[str]], list[int]]:
+    """The next records of a csv file and the lines they are on; none at its end.
+
+    Args:
+        source: named where something is wrong.
+        reader: of the ``csv`` module.
+        most: records at once.
+
+    Raises:
+        MalformedInput: not UTF-8 text, or not csv.
+    """
     rows: list[list[str]] = []
     lines: list[int] = []
     try:
@@ -106,7 +125,7 @@ def _records(source: Path, reader: Any) -> tuple[list[list[str]], list[int]]:
                 continue
             rows.append(row)
             lines.append(reader.line_num)
-            if len(rows) == _RECORDS_AT_ONCE:
+            if len(rows) == most:
                 break
     except UnicodeDecodeError as error:
         near = f"after line {reader.line_num}"
@@ -148,8 +167,8 @@ def _from_texts(path: Path, stamps: pa.Array) -> np.ndarray:
         raise InvalidInput(f"{path}: {error.errors[0].detail}", error.errors) from error
 
 
-def convert(blocks: Iterator[Block], spec: SeriesInput, out: Path, say: Say) -> None:
-    """``_rows/`` with all rows of ``blocks``; there wholly or not at all.
+def convert(blocks: Iterator[Block], names: Sequence[str], out: Path, say: Say) -> None:
+    """``_rows/`` with all rows of ``blocks``, in columns of these names; wholly or not at all.
 
     Raises:
         InvalidInput: there are no rows.
@@ -164,20 +183,20 @@ def convert(blocks: Iterator[Block], spec: SeriesInput, out: Path, say: Say) -> 
         rows += len(block.readings)
         say(f"reading the input: {rows:,} rows")
         if sum(b.readings.size for b in some) >= _RUN_CELLS:
-            _write_run(temporary / f"run-{number:06}.parquet", spec, some)
+            _write_run(temporary / f"run-{number:06}.parquet", names, some)
             some, number = [], number + 1
-    _write_run(temporary / f"run-{number:06}.parquet", spec, some)
+    _write_run(temporary / f"run-{number:06}.parquet", names, some)
     if not rows:
         raise InvalidInput("the input has columns and no rows")
     temporary.rename(out / ROWS)
 
 
-def _write_run(path: Path, spec: SeriesInput, blocks: list[Block]) -> None:
+def _write_run(path: Path, names: Sequence[str], blocks: list[Block]) -> None:
     """The rows of these blocks; those of one recording together, in their order."""
     if not blocks:
         return
     readings = np.concatenate([block.readings for block in blocks])
-    columns: dict[str, Any] = {column.name: readings[:, d] for d, column in enumerate(spec.columns)}
+    columns: dict[str, Any] = {name: readings[:, d] for d, name in enumerate(names)}
     if blocks[0].seconds is not None:
         seconds = np.concatenate([b.seconds for b in blocks if b.seconds is not None])
         missing = np.isnan(seconds)
@@ -190,5 +209,6 @@ def _write_run(path: Path, spec: SeriesInput, blocks: list[Block]) -> None:
     if LABEL in columns:
         table = table.take(pc.sort_indices(columns[LABEL]))  # of one recording: as they came
     with path.open("wb") as file:
-        pq.write_table(table, file, row_group_size=_GROUP_ROWS, compression="zstd")
+        rows = max(1, min(_GROUP_ROWS, _RUN_CELLS // len(columns)))
+        pq.write_table(table, file, row_group_size=rows, compression="zstd")
         os.fsync(file.fileno())

@@ -23,7 +23,7 @@ _VERDICT: list[tuple[str, pa.DataType]] = [
     ("reason", pa.string()),
     ("error", pa.string()),
 ]
-_IMAGE_KEYS: list[tuple[str, pa.DataType]] = [("path", pa.string()), ("row", pa.int64())]
+_FILE_KEYS: list[tuple[str, pa.DataType]] = [("path", pa.string()), ("row", pa.int64())]
 _WINDOW_KEYS: list[tuple[str, pa.DataType]] = [
     ("recording", pa.string()),
     ("index", pa.int64()),
@@ -36,9 +36,9 @@ def schema_of(plan: Plan, columns: tuple[str, ...] = ()) -> pa.Schema:
     """The columns of every part.
 
     Args:
-        columns: names of the sensors, in the order of the contributions.
+        columns: names of the sensors or features, in the order of the contributions.
     """
-    fields = (_WINDOW_KEYS if plan.input.kind == "rows" else _IMAGE_KEYS) + _VERDICT
+    fields = (_WINDOW_KEYS if plan.input.kind == "rows" else _FILE_KEYS) + _VERDICT
     if plan.options.contributions:
         fields = [*fields, ("contributions", pa.list_(pa.float64()))]
     about = {

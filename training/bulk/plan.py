@@ -15,7 +15,7 @@ PLAN = "_plan.json"
 _TOOLS = ("onnxruntime", "onnxruntime-gpu", "faiss-cpu", "faiss-gpu-cu12", "numpy", "pillow")
 _READERS = ("anomaly-scoring", "pyarrow")
 
-Kind = Literal["folder of images", "parquet of images", "rows"]
+Kind = Literal["folder of images", "parquet of images", "rows", "vectors"]
 Format = Literal["parquet", "csv"]
 
 
@@ -30,7 +30,7 @@ class InputInfo(_Member):
     fingerprint: str
     """sha256 of the names, sizes and times of change of all files, in order."""
     items: int
-    """Images, or windows (and recordings that are too short for one)."""
+    """Images, vectors, or windows (and recordings that are too short for one)."""
     files: int
     column: str | None = None
     """Of the images in a parquet file, or of the name of a recording among rows."""

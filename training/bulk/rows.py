@@ -13,7 +13,8 @@ from jaxtyping import Float64
 
 from service.contract.errors import InvalidInput
 from service.contract.manifest import SeriesInput
-from service.decoding.tables import LABEL_COLUMNS, TIME_COLUMNS, match_columns
+from service.decoding.cells import LABEL_COLUMNS, TIME_COLUMNS
+from service.decoding.tables import match_columns
 from training.bulk.layout import Layout, Piece, place
 from training.bulk.listing import INPUT
 

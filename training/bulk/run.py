@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from service.contract import store
 from service.contract.calibration import Calibration
 from service.contract.errors import InvalidInput
-from service.contract.manifest import Manifest, SeriesInput
+from service.contract.manifest import Manifest, SeriesInput, VectorInput
 from service.decision import REVIEW_FACTOR
 from training.bulk import parts, sources
 from training.bulk.plan import (
@@ -35,7 +35,7 @@ SUMMARY = "_SUCCESS.json"
 _LOCK = "_lock"
 _SHARE = 64
 """Into so many parts at least, so that they can be spread, unless they would be too small."""
-_PART_SIZES = {"image": (16, 1000), "timeseries": (500, 50_000)}
+_PART_SIZES = {"image": (16, 1000), "timeseries": (500, 50_000), "vectors": (500, 50_000)}
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,10 @@ def _options(wishes: Wishes, artifact: store.Artifact, part_items: int) -> Optio
     stride = wishes.stride
     if isinstance(manifest.input, SeriesInput):
         stride = stride or manifest.input.stride
-    elif stride is not None or wishes.contributions:
-        what = "--contributions" if stride is None else "--stride"
-        raise InvalidInput(f"{what} is for rows; {manifest.name} scores images")
+    elif stride is not None:
+        raise InvalidInput(f"--stride is for rows; {manifest.name} scores {manifest.input.kind}")
+    elif wishes.contributions and not isinstance(manifest.input, VectorInput):
+        raise InvalidInput(f"--contributions is for rows and vectors, not {manifest.name}'s images")
     return Options(
         fpr=fpr,
         review_fpr=max(band, fpr),

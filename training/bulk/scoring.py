@@ -15,9 +15,11 @@ from service.contract.errors import (
     InputError,
     InvalidInput,
 )
-from service.contract.preprocess import Windows, prepare_image, prepare_series
+from service.contract.manifest import SeriesInput, VectorInput
+from service.contract.preprocess import Windows, prepare_image, prepare_series, prepare_vectors
 from service.decision import DecisionRule
 from service.decoding.images import read_header, read_pixels
+from service.decoding.vectors import NOUN, check_whole, feature_names
 from service.runtime import Runtime
 from service.scoring import Scorer, Scores, contributions, self_test
 from training.bulk import parts
@@ -25,6 +27,7 @@ from training.bulk.pictures import Sent, cells_in_parquet, files_in_folder
 from training.bulk.plan import Job, Plan, versions
 from training.bulk.rows import Recordings, Rows, read_segments
 from training.bulk.sources import rows_folder
+from training.bulk.vectors import vectors_in
 
 _CELLS_AT_ONCE = 4_000_000
 """Of model inputs in memory; bounds memory, not the result."""
@@ -39,7 +42,11 @@ class PartScorer:
         options = plan.options
         self.rule = DecisionRule.of(scorer, options.fpr, options.review_fpr)
         spec = scorer.manifest.input
-        self._columns = () if spec.kind == "image" else tuple(c.name for c in spec.columns)
+        self._columns: tuple[str, ...] = ()
+        if isinstance(spec, VectorInput):
+            self._columns = feature_names(spec)
+        elif isinstance(spec, SeriesInput):
+            self._columns = tuple(c.name for c in spec.columns)
         self._schema = parts.schema_of(plan, self._columns)
         if plan.input.kind == "rows":
             folder = rows_folder(job.source, job.out)
@@ -84,6 +91,8 @@ class PartScorer:
         job, column = self.job, self.plan.input.column
         if self.plan.input.kind == "rows":
             found = self._windows(first, end)
+        elif self.plan.input.kind == "vectors":
+            found = self._vectors(first, end)
         elif self.plan.input.kind == "folder of images":
             found = self._images(files_in_folder(job.source, job.out, first, end))
         else:
@@ -115,6 +124,23 @@ class PartScorer:
         spec = self.scorer.image_input
         picture = read_header(data, self.plan.options.max_pixels)
         prepare_image(spec, read_pixels(picture, spec.channels), row)
+
+    def _vectors(self, first: int, end: int) -> Iterator[dict[str, Any]]:
+        spec, maps = self.scorer.vector_input, self.plan.options.contributions
+        for some in vectors_in(self.job.source, self.job.out, spec, first, end):
+            whole = np.isfinite(some.values).all(axis=1)
+            scored = self._score(prepare_vectors(spec, some.values[whole]), maps=maps)
+            for i, fine in enumerate(whole.tolist()):
+                place = {"path": some.path, "row": some.row + i}
+                yield place | (next(scored) if fine else self._unfinished(some.values[i : i + 1]))
+
+    def _unfinished(self, vector: np.ndarray) -> dict[str, Any]:
+        """What is said of a vector that lacks features."""
+        try:
+            check_whole(self.scorer.vector_input, vector, lambda _: NOUN, lambda _, j: f"/{j}")
+        except InvalidInput as error:
+            return self._failed(error)
+        raise AssertionError("every feature is there")
 
     def _windows(self, first: int, end: int) -> Iterator[dict[str, Any]]:
         spec = self.scorer.series_input

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from service.contract.errors import InvalidInput
-from service.contract.manifest import ImageInput, SeriesInput
+from service.contract.manifest import Input, SeriesInput, VectorInput
 from training.bulk.conversion import LABEL, ROWS, convert, csv_blocks, csv_columns, parquet_blocks
 from training.bulk.layout import Layout, place
 from training.bulk.listing import (
@@ -31,6 +32,7 @@ from training.bulk.rows import (
     segments_of,
     write_segments,
 )
+from training.bulk.vectors import check_parquet, prepare_csv
 
 CSV = (".csv", ".tsv", ".txt")
 _SHORT, _MANY = 1000, 1000
@@ -66,7 +68,7 @@ def check_places(path: Path, out: Path) -> None:
 def survey(
     path: Path,
     out: Path,
-    spec: ImageInput | SeriesInput,
+    spec: Input,
     column: str | None,
     group_by: str | None,
 ) -> Source:
@@ -78,7 +80,12 @@ def survey(
     if isinstance(spec, SeriesInput):
         if column is not None:
             raise InvalidInput("--column names a column of images; this model scores rows")
-        return _survey_rows(path, group_by)
+        return _survey_rows(path, group_by, "rows")
+    if isinstance(spec, VectorInput):
+        if column is not None or group_by is not None:
+            raise InvalidInput("--column and --group-by are for images and rows; this model scores "
+                               "vectors")  # fmt: skip
+        return _survey_rows(path, None, "vectors")
     if group_by is not None:
         raise InvalidInput("--group-by names recordings among rows; this model scores images")
     if path.is_dir() and not _is_dataset(path):
@@ -95,15 +102,15 @@ def survey(
     )
 
 
-def _survey_rows(path: Path, group_by: str | None) -> Source:
+def _survey_rows(path: Path, group_by: str | None, kind: Literal["rows", "vectors"]) -> Source:
     if path.is_dir() or path.name.endswith((*PARQUET, *CSV)):
         files, fingerprint = _dataset(path)
         if not files:
             raise InvalidInput(
-                f"{path}: holds no parquet file; this model scores rows, and a folder of images "
+                f"{path}: holds no parquet file; this model scores {kind}, and a folder of images "
                 "needs a model of images"
             )
-        return Source(path, "rows", fingerprint, len(files), group_by)
+        return Source(path, kind, fingerprint, len(files), group_by)
     raise InvalidInput(f"{path}: expected csv, parquet or a folder of parquet files")
 
 
@@ -122,7 +129,7 @@ def _dataset(path: Path) -> tuple[list[Listed], str]:
 
 
 def prepare(
-    source: Source, out: Path, spec: ImageInput | SeriesInput, stride: int | None, say: Say
+    source: Source, out: Path, spec: Input, stride: int | None, say: Say
 ) -> tuple[int, tuple[str, ...]]:
     """How many items there are, and what is to be told; what parts are read by is in ``out``.
 
@@ -136,6 +143,8 @@ def prepare(
         layout, _ = Layout.of(source.path, parquet_files(source.path))
         layout.write(out / INPUT)
         return layout.rows, ()
+    if isinstance(spec, VectorInput):
+        return _prepare_vectors(source.path, out, spec)
     assert isinstance(spec, SeriesInput)
     return _prepare_rows(source, out, spec, stride or spec.stride, say)
 
@@ -153,14 +162,27 @@ def _prepare_rows(
         found = None if texts else _segments_in_place(path, layout, group_by, say)
         blocks = parquet_blocks(path, layout, spec, group_by)
     if found is None:
-        convert(blocks, spec, out, say)
+        convert(blocks, [c.name for c in spec.columns], out, say)
         layout, _ = Layout.of(out / ROWS, parquet_files(out / ROWS))
         label = None if group_by is None else LABEL
         found = list(segments_of(out / ROWS, layout, label, say))
     layout.write(out / INPUT)
     write_segments(out, found)
-    notes = [f"ignored columns: {', '.join(columns.ignored)}"] if columns.ignored else []
-    return Recordings(found, spec, stride).items, tuple(notes)
+    return Recordings(found, spec, stride).items, _notes(columns)
+
+
+def _prepare_vectors(path: Path, out: Path, spec: VectorInput) -> tuple[int, tuple[str, ...]]:
+    shutil.rmtree(out / ROWS, ignore_errors=True)
+    if not path.is_dir() and path.name.endswith(CSV):
+        layout, columns = prepare_csv(path, spec, out)
+    else:
+        layout, columns = check_parquet(path, spec)
+    layout.write(out / INPUT)
+    return layout.rows, _notes(columns)
+
+
+def _notes(columns: Columns) -> tuple[str, ...]:
+    return (f"ignored columns: {', '.join(columns.ignored)}",) if columns.ignored else ()
 
 
 def _check_rows(

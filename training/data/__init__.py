@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.errors import FieldError, InvalidInput
-from training.data.base import ImageData, SeriesData
+from training.data.base import Data
 from training.data.class_images import (
     CIFAR10,
     FASHION_MNIST,
@@ -27,6 +27,7 @@ from training.data.sensors import CsvOptions, IcingOptions, load_csv, load_icing
 from training.data.sensors_public import SkabOptions, TepOptions, load_skab, load_tep
 from training.data.tiles import TileOptions, load_tiles
 from training.data.turbine_sim import TurbineOptions, load_turbine
+from training.data.vectors import AdbenchOptions, VectorsOptions, load_adbench, load_vectors
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Loader:
     """The options a data set takes and the function that reads and splits it."""
 
     options: type[Options]
-    read: Callable[[Any, Path | None, int], ImageData | SeriesData]
+    read: Callable[[Any, Path | None, int], Data]
 
 
 LOADERS: dict[str, Loader] = {
@@ -48,6 +49,8 @@ LOADERS: dict[str, Loader] = {
     "tep": Loader(TepOptions, load_tep),
     "skab": Loader(SkabOptions, load_skab),
     "turbine_sim": Loader(TurbineOptions, load_turbine),
+    "vectors": Loader(VectorsOptions, load_vectors),
+    "adbench": Loader(AdbenchOptions, load_adbench),
 }
 
 
@@ -63,9 +66,7 @@ def check(name: str, options: dict[str, Any]) -> Options:
     return parse_options(LOADERS[name].options, name, options)
 
 
-def load(
-    name: str, options: dict[str, Any], data_dir: Path | None, seed: int
-) -> ImageData | SeriesData:
+def load(name: str, options: dict[str, Any], data_dir: Path | None, seed: int) -> Data:
     """The splits of data set ``name``; the same arguments and files give the same arrays.
 
     Args:

@@ -1,7 +1,10 @@
 """MNIST, Fashion-MNIST and CIFAR-10 as one-class problems: some classes are normal, the rest novel.
 
 Normal training images of the official train split are divided at random into train, validation and
-calibration; the test split is the official one, whole.
+calibration; the test split is the official one, whole. Training images of novel classes can be
+mixed in, labelled normal (``contamination``): what a detector does with a training set that nobody
+cleaned. Huang et al., IEEE TIM 2024, figure 5, do so with the train split alone; in real life
+whoever could not clean it could not clean the calibration split either (``contaminated = "all"``).
 """
 
 import gzip
@@ -10,7 +13,7 @@ import pickle
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -30,6 +33,12 @@ class ClassOptions(Options):
     calibration_share: Share = 1 / 6
     validation_share: Share = 0.1
     limit: int | None = Field(default=None, ge=1, description="cap on train images, for quick runs")
+    contamination: float = Field(
+        default=0.0, ge=0, lt=0.5, description="share of novel images among those called normal"
+    )
+    contaminated: Literal["train", "all"] = Field(
+        default="train", description="all: validation and calibration too"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -117,11 +126,17 @@ def load_class_images(
     train = train[: options.limit]
     if min(map(len, (calibration, validation, train))) == 0:
         raise InvalidInput(f"{of.name}: {len(index)} normal images are too few for three splits")
+    clean = [len(train), len(validation), len(calibration)]
+    novel = np.flatnonzero(~np.isin(y_train, normal))
+    train, validation, calibration = _contaminated(
+        [train, validation, calibration], novel, of, options, seed
+    )
     protocol = (
         f"normal classes {normal}; their {len(index)} images of the official train split divided "
-        f"at random (seed {seed}) into {len(train)} train, {len(validation)} validation and "
-        f"{len(calibration)} calibration images"
+        f"at random (seed {seed}) into {clean[0]} train, {clean[1]} validation and "
+        f"{clean[2]} calibration images"
         + (f" (train capped at {options.limit})" if options.limit else "")
+        + _added(clean, [len(train), len(validation), len(calibration)], options)
         + f"; test is the official test split, {len(x_test)} images"
     )
     classes = y_test.astype(np.int64)
@@ -139,6 +154,36 @@ def load_class_images(
         test=x_test,
         test_labels=(~np.isin(classes, normal)).astype(np.int64),
         test_classes=classes,
+    )
+
+
+def _contaminated(
+    splits: list[np.ndarray], novel: np.ndarray, of: ClassSet, options: ClassOptions, seed: int
+) -> list[np.ndarray]:
+    """Each split's indices with int(n r / (1 - r)) of ``novel`` among them, none in two splits."""
+    r = options.contamination
+    dirty = splits if options.contaminated == "all" else splits[:1]
+    wanted = [int(len(split) * r / (1 - r)) for split in dirty]
+    if sum(wanted) > len(novel):
+        raise InvalidInput(
+            f"{of.name}: contamination {r:g} takes {sum(wanted)} training images of novel classes; "
+            f"there are {len(novel)}"
+        )
+    # a generator of its own: the normal images of a split are the same with and without
+    drawn = np.random.default_rng((seed, len(novel))).permutation(novel)
+    parts = np.split(drawn[: sum(wanted)], np.cumsum(wanted)[:-1])
+    mixed = [np.concatenate([a, b]) for a, b in zip(dirty, parts, strict=True)]
+    return mixed + splits[len(dirty) :]
+
+
+def _added(clean: list[int], now: list[int], options: ClassOptions) -> str:
+    if options.contamination == 0:
+        return ""
+    more = [b - a for a, b in zip(clean, now, strict=True)]
+    return (
+        f"; contaminated (r = {options.contamination:g}) by random official training images of the "
+        f"other classes, labelled normal: {more[0]} train, {more[1]} validation and "
+        f"{more[2]} calibration images more"
     )
 
 

@@ -1,8 +1,9 @@
 """Anomalies made from normal items: what choices are made on where real anomalies must not be seen.
 
 Images get a patch cut from another image (Li et al., CutPaste, CVPR 2021, who cut from the same
-image) or a patch of noise; sensor windows get a fault of one or a few sensors. Item i depends on
-the seed, on i, and on the item it takes from, never on the order of work.
+image) or a patch of noise; sensor windows get a fault of one or a few sensors; vectors get some
+features of another one, or shifted ones. Item i depends on the seed, on i, and on the item it takes
+from, never on the order of work.
 """
 
 from typing import Literal, get_args
@@ -117,6 +118,34 @@ def synthetic_series_anomalies(
             if (out[i] != window).any():  # a sensor that stood still anyway cannot be stuck
                 break
     return out, out != windows
+
+
+def synthetic_vector_anomalies(
+    vectors: Float32[np.ndarray, "N D"], seed: int
+) -> tuple[Float32[np.ndarray, "N D"], Bool[np.ndarray, "N D"]]:
+    """Each vector with a tenth to a half of its features wrong, and which values changed.
+
+    Even items get those features from another vector: each value is normal, together they are not.
+    Odd ones, and all where there is nothing to exchange, are shifted by 1 to 4 standard deviations
+    of each feature, up or down.
+    """
+    n, d = vectors.shape
+    spread = vectors.std(axis=0, dtype=np.float64)
+    spread = np.where(spread > 0, spread, 1.0)
+    out = vectors.copy()
+    for i, vector in enumerate(vectors):
+        rng = np.random.default_rng((seed, i))
+        share = rng.uniform(0.1, 0.5)
+        features = rng.choice(d, size=max(1, round(share * d)), replace=False)
+        if i % 2 == 0 and n > 1 and d > 1:
+            for other in (i + rng.integers(1, n, _TRIES)) % n:
+                out[i, features] = vectors[other, features]
+                if (out[i] != vector).any():
+                    break
+        if (out[i] == vector).all():
+            size = rng.uniform(1, 4, len(features)) * rng.choice([-1, 1], len(features))
+            out[i, features] = vector[features] + size * spread[features]
+    return out, out != vectors
 
 
 def _faulty(

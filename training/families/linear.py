@@ -21,7 +21,7 @@ Alcala & Qin, Automatica 2009 (contributions); Ledoit & Wolf, Journal of Multiva
 """
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -199,7 +199,7 @@ def _in_chunks(x: np.ndarray, kind: Features) -> Float64[np.ndarray, "N F"]:
         features_of(torch.as_tensor(x[i : i + _CHUNK]).double(), kind).numpy()
         for i in range(0, len(x), _CHUNK)
     ]
-    return cast("np.ndarray", np.concatenate(parts))
+    return np.concatenate(parts)
 
 
 def _forms(

@@ -1,10 +1,14 @@
-"""PatchGAN: real or reconstructed, decided patch by patch.
+"""Real or made: decided patch by patch, of a whole image by its features, or of a latent.
 
-Source: Isola et al., Image-to-Image Translation with Conditional Adversarial Networks, 2017.
+Sources: Isola et al., Image-to-Image Translation with Conditional Adversarial Networks, 2017
+(patches); Mesarcik et al., Array 2022, and its reference code (images, latents). All give logits,
+for a cross-entropy that knows them as such.
 """
 
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from training.networks.autoencoder import build_encoder, start_weights
 
 
 class PatchDiscriminator(nn.Module):
@@ -40,3 +44,36 @@ class PatchDiscriminator(nn.Module):
             x = block(x)
             features.append(x)
         return self.head(x), features
+
+
+class ImageDiscriminator(nn.Module):
+    """A second encoder and a head on its features; positive = real."""
+
+    def __init__(self, shape: tuple[int, int, int], features: int, width: int = 32) -> None:
+        """Of images (C, H, W); raises what ``build_encoder`` raises."""
+        super().__init__()
+        self.encoder = build_encoder(shape, features, width)
+        self.head = nn.Linear(features, 1)
+        start_weights(self.head)
+
+    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, " N"]:
+        logits: Tensor = self.head(self.encoder(x)).squeeze(1)
+        return logits
+
+
+class LatentDiscriminator(nn.Module):
+    """Drawn from N(0, I), or the latent of an image; positive = drawn."""
+
+    def __init__(self, latent: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = latent
+        for outputs in (64, 128, 256):
+            layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(0.3), nn.Dropout(0.3)]
+            inputs = outputs
+        self.layers = nn.Sequential(*layers, nn.Linear(inputs, 1))
+        start_weights(self)
+
+    def forward(self, z: Float[Tensor, "N Z"]) -> Float[Tensor, " N"]:
+        logits: Tensor = self.layers(z).squeeze(1)
+        return logits

@@ -104,7 +104,7 @@ class HypersphereNet(nn.Module):
             if gated
             else None
         )
-        self.to_latent = nn.Linear(self.features, self.latent, bias=False)
+        self.to_latent: nn.Module = nn.Linear(self.features, self.latent, bias=False)
         down = [depth, *reversed(widths)]
         decoder: list[nn.Module] = [
             nn.BatchNorm1d(self.latent, eps=BN_EPS, affine=False),
@@ -116,7 +116,8 @@ class HypersphereNet(nn.Module):
             norm = nn.BatchNorm2d(b, eps=BN_EPS, affine=False)
             decoder += [conv_t, norm, nn.LeakyReLU(SLOPE), nn.Upsample(scale_factor=2)]
         decoder.append(nn.ConvTranspose2d(widths[0], c, 5, padding=2, bias=False))
-        if output == "sigmoid":
+        self.bounded = output == "sigmoid"
+        if self.bounded:
             decoder.append(nn.Sigmoid())
         self.decoder = nn.Sequential(*decoder)
         gain = nn.init.calculate_gain("leaky_relu", SLOPE)
@@ -124,12 +125,14 @@ class HypersphereNet(nn.Module):
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.xavier_uniform_(module.weight, gain=gain)
 
+    def hidden(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
+        """What z is made from: the bottleneck, through the gates where there are some."""
+        h = cast("Tensor", self.encoder(F.pad(x, self.padding)))  # N F
+        return h if self.gates is None else cast("Tensor", self.gates(h))
+
     def encode(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N Z"]:
         """The hypersphere feature z."""
-        h = cast("Tensor", self.encoder(F.pad(x, self.padding)))  # N F
-        if self.gates is not None:
-            h = self.gates(h)  # N F
-        return cast("Tensor", self.to_latent(h))  # N Z
+        return cast("Tensor", self.to_latent(self.hidden(x)))
 
     def decode(self, z: Float[Tensor, "N Z"]) -> Float[Tensor, "N C H W"]:
         """The reconstruction, in the size of the input."""

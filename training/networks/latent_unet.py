@@ -24,6 +24,7 @@ UNET_SIZES: dict[Preset, UNetSize] = {
     "paper": UNetSize((224, 448, 672), 2),  # 1e8 parameters
     "small": UNetSize((64, 128, 192), 2),  # 1e7
     "cpu": UNetSize((64, 128), 1),  # 2.8e6
+    "tiny": UNetSize((32, 64), 1),  # 7e5
 }
 
 
@@ -42,7 +43,7 @@ class Denoiser(nn.Module):
             down_block_types=("DownBlock2D",) + ("AttnDownBlock2D",) * deeper,
             up_block_types=("AttnUpBlock2D",) * deeper + ("UpBlock2D",),
             attention_head_dim=32,
-            norm_num_groups=32,
+            norm_num_groups=min(32, size.widths[0] // 2),
         )
 
     def forward(

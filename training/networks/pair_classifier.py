@@ -30,7 +30,10 @@ class _Block(nn.Module):
 
 
 class PairClassifier(nn.Module):
-    """(x, x_hat) -> logit of "same category"; ``width`` 64 is ResNet-18's own."""
+    """(x, x_hat) -> logit of "same category"; ``width`` 64 is ResNet-18's own.
+
+    ``channels`` are those of both together.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -40,12 +43,12 @@ class PairClassifier(nn.Module):
         for i, wide in enumerate(widths):
             blocks += [_Block(narrow, wide, 1 if i == 0 else 2), _Block(wide, wide, 1)]
             narrow = wide
-        self.stem = _Unit(2 * channels, width, 3, 1)
+        self.stem = _Unit(channels, width, 3, 1)
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(narrow, 1)
 
     def forward(
-        self, x: Float[Tensor, "N C H W"], x_hat: Float[Tensor, "N C H W"]
+        self, x: Float[Tensor, "N C H W"], x_hat: Float[Tensor, "N D H W"]
     ) -> Float[Tensor, " N"]:
         y = torch.relu(self.stem(torch.cat([x, x_hat], dim=1)))  # N D H W
         y = self.blocks(y).mean(dim=(2, 3))  # N 8D

@@ -12,28 +12,35 @@ from diffusers import VQModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Preset = Literal["paper", "small", "cpu"]
+Preset = Literal["paper", "small", "cpu", "tiny"]
 
 WIDTHS: dict[Preset, tuple[int, ...]] = {
     "paper": (64, 128, 256),
     "small": (32, 64, 128),
     "cpu": (16, 32, 64),
+    "tiny": (8, 16, 32),
 }
-_BLOCKS: dict[Preset, int] = {"paper": 2, "small": 2, "cpu": 1}
+_BLOCKS: dict[Preset, int] = {"paper": 2, "small": 2, "cpu": 1, "tiny": 1}
 
 
 def vq_model(
-    channels: int, preset: Preset, levels: int, latent_channels: int, codes: int
+    channels: int,
+    preset: Preset,
+    levels: int,
+    latent_channels: int,
+    codes: int,
+    decoded_channels: int | None = None,
 ) -> VQModel:
     """An untrained model C x H x W -> Z x H/f x W/f and back, f = 2 ** (levels - 1).
 
-    Levels beyond the preset's three repeat its widest one.
+    Levels beyond the preset's three repeat its widest one. What is decoded has as many channels as
+    the image unless told otherwise.
     """
     widths = WIDTHS[preset][:levels]
     widths += (widths[-1],) * (levels - len(widths))
     return VQModel(
         in_channels=channels,
-        out_channels=channels,
+        out_channels=decoded_channels or channels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=widths,
@@ -41,7 +48,7 @@ def vq_model(
         latent_channels=latent_channels,
         num_vq_embeddings=codes,
         # 32 groups on fewer than 64 channels would normalise nearly every channel by itself
-        norm_num_groups=32 if widths[0] >= 64 else 8,
+        norm_num_groups=32 if widths[0] >= 64 else min(8, widths[0] // 2),
     )
 
 

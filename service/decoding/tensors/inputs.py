@@ -1,4 +1,6 @@
-"""From the tensors of a request to what a scorer reads: pixels or rows, within the same limits."""
+"""From the tensors of a request to what a scorer reads: pixels, rows or vectors, within the same
+limits.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,19 +9,21 @@ from time import perf_counter
 from typing import Literal, TypeVar
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Float64, UInt8
 from PIL import Image
 
 from service.contract.errors import FieldError, InputError, InputTooLarge, InvalidInput
-from service.contract.manifest import ImageInput, SeriesInput
+from service.contract.manifest import ImageInput, Input, SeriesInput, VectorInput
 from service.contract.preprocess import prepare_image, to_uint8
+from service.decoding.cells import check_cells
 from service.decoding.images import NotSmallError, read_header, read_pixels
 from service.decoding.tables import Recording
 from service.decoding.tensors.elements import Tensor
+from service.decoding.vectors import check_whole
 
 T = TypeVar("T")
 
-IMAGE, ROWS = "image", "rows"
+IMAGE, ROWS, VECTORS = "image", "rows", "vectors"
 _CHANNELS = (1, 3, 4)
 
 
@@ -33,7 +37,7 @@ class Limits:
     max_cells: int
 
 
-def only_input(tensors: tuple[Tensor, ...], spec: ImageInput | SeriesInput) -> Tensor:
+def only_input(tensors: tuple[Tensor, ...], spec: Input) -> Tensor:
     """The one tensor that a model with this rule takes, of a shape it can have.
 
     Raises:
@@ -41,6 +45,8 @@ def only_input(tensors: tuple[Tensor, ...], spec: ImageInput | SeriesInput) -> T
     """
     if isinstance(spec, ImageInput):
         name, shapes = IMAGE, {"UINT8": "[N, H, W, C]", "BYTES": "[N]"}
+    elif isinstance(spec, VectorInput):
+        name, shapes = VECTORS, {"FP32": "[N, D]", "FP64": "[N, D]"}
     else:
         name, shapes = ROWS, {"FP32": "[T, D]", "FP64": "[T, D]"}
     allowed = " or ".join(f"{datatype} {shape}" for datatype, shape in shapes.items())
@@ -143,13 +149,32 @@ def read_rows(tensor: Tensor, spec: SeriesInput, limits: Limits) -> Recording:
         MalformedInput: the elements do not fit the shape.
     """
     rows, columns = tensor.shape
-    if rows * columns > limits.max_cells:
-        raise InputTooLarge(f"more than {limits.max_cells} cells (ANOMALY_MAX_CELLS)")
+    check_cells(rows * columns, limits.max_cells)
     names = [c.name for c in spec.columns]
     if columns != len(names):
         detail = f"D is {columns}; the model has {len(names)} columns: {', '.join(names)}"
         raise _invalid(tensor, "/shape", detail)
     return Recording(tensor.numbers().astype(np.float64), None, ())
+
+
+def read_vectors(tensor: Tensor, spec: VectorInput, limits: Limits) -> Float64[np.ndarray, "N D"]:
+    """The vectors of a tensor, features in the manifest's order.
+
+    Raises:
+        InputTooLarge: too many cells.
+        InvalidInput: another number of features, or one of them is not finite.
+        MalformedInput: the elements do not fit the shape.
+    """
+    vectors, features = tensor.shape
+    check_cells(vectors * features, limits.max_cells)
+    if features != spec.features:
+        detail = f"D is {features}; the model has {spec.features} features"
+        raise _invalid(tensor, "/shape", detail)
+    values = tensor.numbers().astype(np.float64)
+    check_whole(
+        spec, values, "vector {}".format, lambda i, j: f"{tensor.pointer}/data/{i * features + j}"
+    )
+    return values
 
 
 def _with_channels(

@@ -8,7 +8,7 @@ import { hear, state, tell } from "./store.js";
 
 const TASKS = { image: "images", timeseries: "sensors" };
 const FIGURES = {
-  auroc: "AUROC", auprc: "AUPRC", fpr_at_95_tpr: "FPR at 95 % TPR", pixel_auroc: "Pixel AUROC", aupro: "AUPRO", iou: "IoU",
+  auroc: "AUROC", auprc: "AUPRC", fpr_at_95_tpr: "FPR at 95 % TPR", pixel_auroc: "Pixel AUROC", aupro: "AUPRO", iou: "IoU", iou_oracle: "IoU at the best threshold",
 };
 
 let loading = null;
@@ -52,7 +52,10 @@ export async function chosenFor(task) {
   const wanted = () => state.models.find((m) => m.name === state.chosen[task]);
   for (;;) {
     const model = wanted();
-    if (!model) throw new Error(`No model for ${TASKS[task]} is being served.`);
+    if (!model) {
+      const vectors = task === "timeseries" && state.models.some((m) => m.task === "vectors");
+      throw new Error(`No model for ${TASKS[task]} is being served.${vectors ? " A table of vectors is scored over HTTP: POST /score/vectors." : ""}`);
+    }
     const [name, version] = [model.name, model.active_version];
     const card = await cardOf(model);
     // while the card came, another model may have been chosen, or this one got another version
@@ -97,7 +100,7 @@ async function showCards() {
 }
 
 function cardView(model, card) {
-  const roles = model.default_for.map((task) => el("span", { className: "tag", text: `default for ${TASKS[task]}` }));
+  const roles = model.default_for.map((task) => el("span", { className: "tag", text: `default for ${TASKS[task] ?? task}` }));
   const status = el("span", { className: "tag state", text: model.status.replace("_", " ") });
   status.dataset.state = model.status;
   const head = el("header", {},
@@ -128,6 +131,7 @@ function cardView(model, card) {
 
 function inputInWords(input) {
   if (input.kind === "image") return `${input.channels === 1 ? "grey" : "colour"} images, seen at ${input.width} × ${input.height}`;
+  if (input.kind === "vectors") return `vectors of ${input.features} features; scored over HTTP (POST /score/vectors), not on this page`;
   return `${input.columns.length} sensors every ${short(input.period_s)} s, windows of ${input.window} rows`;
 }
 

@@ -76,9 +76,44 @@ def test_the_environment_names_the_data_folder(
     )
 
 
+@pytest.mark.parametrize("contaminated", ["train", "all"])
+def test_contamination_adds_novel_training_images_to_the_splits_it_names(
+    folder: Path, contaminated: str
+) -> None:
+    r = 0.2
+    clean = images(folder, normal=[7, 3])
+    data = images(folder, normal=[7, 3], contamination=r, contaminated=contaminated)
+    x_train, y_train = digits(600, 0)
+    novel = as_set(x_train[~np.isin(y_train, [3, 7])])
+    seen: set[bytes] = set()
+    for split in ("train", "validation", "calibration"):
+        before, after = as_set(getattr(clean, split)), as_set(getattr(data, split))
+        dirty = split == "train" or contaminated == "all"
+        assert before <= after
+        assert len(after) == len(before) + (int(len(before) * r / (1 - r)) if dirty else 0)
+        assert after - before <= novel - seen
+        seen |= after
+    assert (data.test == clean.test).all()
+    added = len(data.train) - len(clean.train)
+    assert "contaminated (r = 0.2) by random official training images" in data.source.protocol
+    assert f"labelled normal: {added} train" in data.source.protocol
+
+
+def test_without_contamination_nothing_is_said_or_changed(folder: Path) -> None:
+    data = images(folder, normal=[7], contamination=0.0, contaminated="all")
+    assert data.fingerprint == images(folder, normal=[7]).fingerprint
+    assert "contaminated" not in data.source.protocol
+
+
+def test_more_contamination_than_there_are_novel_images_is_refused(folder: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"contamination 0\.49 takes \d+ .*there are \d+"):
+        images(folder, novel=[2], contamination=0.49)
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
+        ({"novel": [2], "contamination": 0.5}, "/data/contamination"),
         ({}, "exactly one of novel and normal"),
         ({"novel": [2], "normal": [3]}, "exactly one of novel and normal"),
         ({"novel": [10]}, "0..9"),

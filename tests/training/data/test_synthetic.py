@@ -11,6 +11,7 @@ from training.data.synthetic import (
     noise_patches,
     synthetic_anomalies,
     synthetic_series_anomalies,
+    synthetic_vector_anomalies,
 )
 
 
@@ -74,3 +75,29 @@ def test_series_anomalies_follow_the_seed_and_window_number_only() -> None:
     first, again, other = (synthetic_series_anomalies(windows, seed)[0] for seed in (0, 0, 1))
     assert (first == again).all()
     assert (first != other).any()
+
+
+@given(n=st.integers(1, 8), d=st.integers(1, 12), constant=st.booleans(), seed=st.integers(0, 9))
+def test_every_vector_is_changed_in_at_most_half_of_its_features(
+    n: int, d: int, constant: bool, seed: int
+) -> None:
+    x = np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+    if constant:
+        x[:] = x[0]
+    before = x.copy()
+    out, changed = synthetic_vector_anomalies(x, seed)
+    np.testing.assert_array_equal(x, before)
+    np.testing.assert_array_equal(changed, out != x)
+    assert changed.any(axis=1).all(), "every item is anomalous"
+    assert (changed.sum(axis=1) <= max(1, d / 2)).all()
+    assert np.isfinite(out).all()
+    np.testing.assert_array_equal(synthetic_vector_anomalies(x, seed)[0], out)
+
+
+def test_even_vectors_have_features_of_another_one() -> None:
+    x = load_digits().data[:40].astype(np.float32)
+    out, changed = synthetic_vector_anomalies(x, 0)
+    for i in range(0, 40, 2):
+        taken = [j for j in range(40) if (out[i, changed[i]] == x[j, changed[i]]).all()]
+        assert taken
+        assert i not in taken

@@ -24,14 +24,17 @@ from service.contract.preprocess import prepare_images
 from service.detectors.diffusion import DiffusionDetector, DiffusionParams
 from service.runtime import Runtime
 from tests.artifacts import unpublished
+from training.config import load_data, make_config, prepare
 from training.data.synthetic import synthetic_anomalies
+from training.denoising import alpha_bars, ddim_levels
 from training.export import fold_batchnorm
 from training.families.base import PreparedData
 from training.families.diffusion import Diffusion, FittedDiffusion
 from training.families.diffusion.config import DiffusionConfig
-from training.families.diffusion.scores import VARIANTS, ddim, ddim_levels
-from training.families.diffusion.stages import CompressionStage, alpha_bars
+from training.families.diffusion.scores import VARIANTS, ddim
+from training.families.diffusion.stages import CompressionStage
 from training.networks import latent_unet
+from training.networks.edges import EdgeMap
 from training.networks.pair_classifier import PairClassifier
 from training.networks.vq import LatentDecoder, nearest_codes, vq_model
 from training.processes import TrainSettings
@@ -229,6 +232,7 @@ def test_larger_images_are_compressed_more_unless_told_otherwise(side: int, leve
         ({"perceptual_weight": 1.0}, "needs adversarial"),
         ({"variant": "classifier", "classifier": False}, "needs classifier"),
         ({"ts": [0]}, r"1\.\.999"),
+        ({"decoder_target": "edges", "adversarial": True}, "compares images"),
         ({"epochs": 3}, "epochs"),
     ],
 )
@@ -274,7 +278,7 @@ def test_decoding_looks_up_the_nearest_code_and_does_not_jump_at_a_tie() -> None
 
 
 def test_merging_batch_normalisation_leaves_the_pair_logits() -> None:
-    classifier = PairClassifier(1, 4)
+    classifier = PairClassifier(2, 4)
     x, x_hat = torch.randn(8, 1, 16, 16), torch.randn(8, 1, 16, 16)
     classifier(x, x_hat)  # running statistics move
     classifier.eval()
@@ -296,3 +300,65 @@ def test_adversarial_compression_trains_both_sides(data: PreparedData, tmp_path:
     run.train_stage("vq", stage, ArrayBatches(twice_as_wide, batch_size=6, seed=0), 2)
     assert not any(torch.equal(p, q) for p, q in zip(before, both, strict=True))
     assert all(torch.isfinite(p).all() for p in stage.parameters())
+
+
+def test_edges_are_where_brightness_changes_and_a_flat_image_has_none() -> None:
+    x = torch.zeros(3, 3, 8, 8)
+    x[0, :, :, 4:] = 1.0
+    x[1] = 0.7
+    x[2, :, :, 4:] = 0.2
+    edges = EdgeMap(3)(x)
+    expected = torch.zeros(8, 8)
+    expected[:, 3:5] = 1.0
+    torch.testing.assert_close(edges[0, 0], expected, atol=1e-5, rtol=0)
+    assert edges[1].abs().max() < 1e-3
+    torch.testing.assert_close(edges[2], edges[0], atol=1e-5, rtol=0)
+
+
+def test_several_normal_classes_of_colour_images_and_a_decoder_of_edges(tmp_path: Path) -> None:
+    """Many against many, as CIFAR-10 is laid out: five classes normal, five novel."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{kind}_{split}": (
+            rng.integers(0, 256, (n, 32, 32, 3), np.uint8) if kind == "x" else np.arange(n) % 10
+        )
+        for split, n in (("train", 300), ("test", 60))
+        for kind in ("x", "y")
+    }
+    np.savez(tmp_path / "cifar10.npz", **arrays)
+    model = CONFIG.model_dump() | {
+        "levels": 3,
+        "decoder_target": "edges",
+        "variant": "classifier",
+        "vq_steps": 4,
+        "unet_steps": 2,
+        "classifier_steps": 2,
+        "starts": 2,
+    }
+    members = {
+        "name": "many",
+        "family": "diffusion",
+        "data": {"name": "cifar10", "normal": [0, 1, 2, 3, 4]},
+        "model": model,
+    }
+    config = make_config(members, "test")
+    loaded = load_data(config, tmp_path)
+    np.testing.assert_array_equal(loaded.test_labels, np.arange(60) % 10 > 4)
+    spec, prepared = prepare(config, loaded)
+    run = Run(tmp_path / "run", train=CPU, progress=False)
+    fitted = Diffusion().fit(DiffusionConfig.model_validate(config.model), prepared, run)
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    params = Diffusion().export(fitted, prepared, folder)
+    assert (params.variant, params.decoder_target) == ("classifier", "edges")
+    opened = DiffusionDetector.open(
+        unpublished(folder, "diffusion", spec, params.model_dump()), Runtime(threads=1)
+    )
+    x = prepare_images(spec, loaded.test[:5])
+    found = opened.detect(x, maps=True)
+    reference = Diffusion().reference_scores(fitted, folder, x)
+    np.testing.assert_allclose(found.scores, reference.scores, atol=1e-4)
+    np.testing.assert_allclose(found.maps, reference.maps, atol=1e-3)
+    assert found.maps.shape == (5, 32, 32)
+    alone = [opened.detect(x[i : i + 1], maps=False).scores[0] for i in range(5)]
+    np.testing.assert_allclose(alone, found.scores, atol=1e-5)

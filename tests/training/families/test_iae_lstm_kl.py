@@ -7,11 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from service.contract.manifest import Column, SeriesInput
+from service.detectors.iae_lstm_kl import IaeLstmKlParams
 from service.runtime import Runtime
 from training.families.base import PreparedData
 from training.families.iae_lstm_kl import IaeLstmKl, IaeLstmKlConfig, centre_of, kl_to_normal
+from training.families.iae_lstm_kl.config import SYSTEMS
+from training.families.iae_lstm_kl.scoring import ScoreNet
 from training.networks.hypersphere import Gates, HypersphereNet
 from training.run import Run
 
@@ -29,6 +33,25 @@ def test_the_gates_are_one_lstm_step_from_a_zero_state() -> None:
     x = torch.randn(5, 6)
     each_alone = torch.cat([lstm(row[None, None])[0][0] for row in x])
     torch.testing.assert_close(gates(x), each_alone)
+
+
+def test_a_gate_left_out_is_fixed_at_one() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 6)
+    no_input, no_output = Gates(6, input_gate=False), Gates(6, output_gate=False)
+    assert no_input.i is None
+    assert no_input.o is not None
+    assert no_output.i is not None
+    expected = torch.sigmoid(no_input.o(x)) * torch.tanh(torch.tanh(no_input.g(x)))
+    torch.testing.assert_close(no_input(x), expected)
+    expected = torch.tanh(torch.sigmoid(no_output.i(x)) * torch.tanh(no_output.g(x)))
+    torch.testing.assert_close(no_output(x), expected)
+
+
+def test_nothing_before_z_has_a_bias_without_gates() -> None:
+    # with one, zero weights and the centre as bias would be a perfect sphere of radius zero
+    net = HypersphereNet((1, 16, 16), (4, 8), latent=8, gated=False)
+    assert not [name for name, _ in net.named_parameters() if "bias" in name]
 
 
 @given(height=st.integers(8, 70), width=st.integers(2, 60))
@@ -67,19 +90,26 @@ def waves(n: int, seed: int, *, broken: bool) -> np.ndarray:
     return (windows + rng.normal(0, 0.05, windows.shape)).astype(np.float32)
 
 
+def prepared() -> PreparedData:
+    columns = [Column(name=f"s{d}", unit="", mean=0, std=1, low=-9, high=9) for d in range(3)]
+    spec = SeriesInput(columns=tuple(columns), period_s=1.0, window=16)
+    return PreparedData(spec, waves(600, 0, broken=False), waves(80, 1, broken=False))
+
+
+def fitted(folder: Path, **options: object) -> ScoreNet:
+    config = IaeLstmKlConfig.model_validate(
+        {**SMALL, "learning_rate": 3e-3, "warm_up_epochs": 2, "nu": 0.1, **options}
+    )
+    return IaeLstmKl().fit(config, prepared(), Run(folder / "run", progress=False))
+
+
 @pytest.mark.parametrize("boundary", ["hard", "soft"])
 @pytest.mark.parametrize("score", ["svdd", "reconstruction", "combined"])
 def test_a_decoupled_sensor_scores_higher_and_is_blamed(
     tmp_path: Path, boundary: str, score: str
 ) -> None:
-    config = IaeLstmKlConfig(
-        **SMALL, boundary=boundary, score=score, learning_rate=3e-3, warm_up_epochs=2, nu=0.1
-    )
-    columns = [Column(name=f"s{d}", unit="", mean=0, std=1, low=-9, high=9) for d in range(3)]
-    spec = SeriesInput(columns=tuple(columns), period_s=1.0, window=16)
-    data = PreparedData(spec, waves(600, 0, broken=False), waves(80, 1, broken=False))
-    family = IaeLstmKl()
-    model = family.fit(config, data, Run(tmp_path / "run", progress=False))
+    family, data = IaeLstmKl(), prepared()
+    model = fitted(tmp_path, boundary=boundary, score=score)
     params = family.export(model, data, tmp_path)
     assert (params.radius > 0) == (boundary == "soft")
 
@@ -92,3 +122,71 @@ def test_a_decoupled_sensor_scores_higher_and_is_blamed(
     exported = Runtime(threads=1).session(tmp_path / "score.onnx")
     scores, _ = exported.run(["score", "reconstruction"], {"x": broken})
     np.testing.assert_allclose(scores, high.scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("system", sorted(SYSTEMS))
+def test_every_system_of_the_paper_is_trained_and_explains_itself(
+    tmp_path: Path, system: str
+) -> None:
+    model = fitted(tmp_path, system=system, boundary="soft", gate_rank=4, epochs=3)
+    found = IaeLstmKl().reference_scores(model, tmp_path, waves(60, 3, broken=True))
+    assert found.maps is not None
+    assert int(found.maps.sum(axis=(0, 1)).argmax()) == 2  # the sensor that runs on its own
+
+
+def test_a_system_without_a_decoder_in_its_loss_is_exported_with_its_map(tmp_path: Path) -> None:
+    family = IaeLstmKl()
+    model = fitted(tmp_path, system="deep_svdd", epochs=2)
+    params = family.export(model, prepared(), tmp_path)
+    assert (params.system, params.score) == ("deep_svdd", "svdd")
+    broken = waves(60, 3, broken=True)
+    found = family.reference_scores(model, tmp_path, broken)
+    exported = Runtime(threads=1).session(tmp_path / "score.onnx")
+    scores, _ = exported.run(["score", "reconstruction"], {"x": broken})
+    np.testing.assert_allclose(scores, found.scores, rtol=1e-4, atol=1e-4)
+
+
+def test_the_decoder_that_deep_svdd_gets_for_its_map_has_no_part_in_its_score(
+    tmp_path: Path,
+) -> None:
+    x, family = waves(20, 2, broken=False), IaeLstmKl()
+    short, long = (
+        family.reference_scores(
+            fitted(tmp_path / str(n), system="deep_svdd", map_epochs=n), tmp_path, x
+        )
+        for n in (1, 4)
+    )
+    np.testing.assert_array_equal(short.scores, long.scores)
+    assert short.maps is not None
+    assert long.maps is not None
+    assert not np.allclose(short.maps, long.maps)
+
+
+@pytest.mark.parametrize("nu", [0.1, 0.5])
+def test_the_soft_boundary_leaves_about_nu_of_the_training_items_outside(
+    tmp_path: Path, nu: float
+) -> None:
+    model = fitted(tmp_path, boundary="soft", nu=nu, epochs=6)
+    with torch.no_grad():
+        distance = model.parts(torch.as_tensor(prepared().train))[0][:, 0]
+    assert float((distance > 0).float().mean()) == pytest.approx(nu, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"system": "deep_svdd", "score": "auto"}, "no reconstruction in its loss"),
+        ({"system": "iaead", "input_gate": False}, "no gates to leave out"),
+        ({"system": "svdd"}, "deep_svdd"),
+    ],
+)
+def test_a_configuration_that_its_system_cannot_have_is_refused(
+    options: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ValidationError, match=named):
+        IaeLstmKlConfig.model_validate(options)
+
+
+def test_an_artifact_from_before_there_were_systems_is_the_whole_model() -> None:
+    old = {"score": "svdd", "boundary": "hard", "latent": 128, "radius": 0.0, "selection": {}}
+    assert IaeLstmKlParams.model_validate(old).system == "iae_lstm_kl"

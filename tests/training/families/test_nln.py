@@ -144,7 +144,7 @@ def test_a_bank_above_its_limit_is_left_out_and_changes_no_score(
     run.folder.mkdir(exist_ok=True)
     # the trained weights are taken over, as --resume does
     torch.save(
-        {f"network.{k}": v for k, v in digit_model.network.state_dict().items()},
+        {f"network.{k}": v for k, v in digit_model.networks.autoencoder.state_dict().items()},
         run.done("autoencoder"),
     )
     model = Nln().fit(config, digit_data, run)

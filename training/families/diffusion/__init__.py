@@ -15,7 +15,10 @@ them, and the classifier gives its logit (a probability saturates into ties). Al
 centred and scaled; the codebook look-up is continuous (``LatentDecoder``); no perceptual loss of a
 pretrained network, instead ``perceptual_weight`` times a feature matching loss of the
 discriminator, off by default like the discriminator itself. Steps, not epochs, say how long to
-train.
+train. The source names a decoder of edge labels and defines it no further: ``decoder_target =
+"edges"`` is ``training.networks.edges``, drawn with an L1 loss and compared with the edges of the
+input; ``variant = "classifier"`` is the score of both its systems. Samples of pairs that differ
+get the target 0.1, because some show the image's own category.
 
 Modules: ``config``; ``stages`` the losses; ``fitting`` the order of the trainings; ``scores``
 reconstruction and scores in torch.
@@ -38,6 +41,7 @@ from service.detectors.diffusion import (
     ARRAYS,
     CLASSIFIER,
     DECODER,
+    EDGES,
     ENCODER,
     UNET,
     DiffusionParams,
@@ -56,6 +60,7 @@ from training.families.diffusion.scores import (
     pair_errors,
     scores,
 )
+from training.networks.edges import EdgeMap
 from training.quantise import quantise_convolutions
 from training.run import Run
 from training.simplify import simplify
@@ -95,7 +100,8 @@ class Diffusion:
         config = config.for_size(*data.spec.shape[1:])
         encoder, decoder = compression(config, data.train, run)
         denoiser = denoising(config, encoder, data.train, run)
-        nets = Networks(encoder, denoiser, decoder, None)
+        edges = EdgeMap(data.train.shape[1]) if config.decoder_target == "edges" else None
+        nets = Networks(encoder, denoiser, decoder, None, edges)
         if config.classifier:
             nets = dataclasses.replace(
                 nets, classifier=pair_classifier(config, nets, data.train, run)
@@ -117,11 +123,13 @@ class Diffusion:
         x = torch.from_numpy(data.validation[:2])
         z = torch.from_numpy(chain.pair_noise[:1]).repeat(2, 1, 1, 1)
         t = torch.tensor([0, 1])
+        drawn = x.clone() if nets.target is None else x[:, :1].clone()
         graphs: list[tuple[str, nn.Module | None, dict[str, torch.Tensor], str]] = [
             (ENCODER, nets.encoder, {"x": x}, "z"),
             (UNET, nets.denoiser, {"z_t": z, "t": t}, "eps"),
             (DECODER, nets.decoder, {"z": z}, "x_hat"),
-            (CLASSIFIER, nets.classifier, {"x": x, "x_hat": x.clone()}, "logit"),
+            (CLASSIFIER, nets.classifier, {"x": x, "x_hat": drawn}, "logit"),
+            (EDGES, nets.target, {"x": x}, "edges"),
         ]
         for name, network, example, output in graphs:
             if network is not None:
@@ -138,6 +146,7 @@ class Diffusion:
             ddim_steps=c.ddim_steps,
             starts=c.starts,
             precision=c.precision,
+            decoder_target=c.decoder_target,
             selection=model.selection,
         )
 

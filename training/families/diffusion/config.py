@@ -5,9 +5,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from service.contract.errors import InvalidInput
-from service.detectors.diffusion import Precision, ScoreVariant
+from service.detectors.diffusion import DecoderTarget, Precision, ScoreVariant
+from training.denoising import T
 from training.families.base import FamilyConfig
-from training.families.diffusion.stages import T
 from training.networks.latent_unet import UNET_SIZES
 from training.networks.vq import Preset
 
@@ -39,6 +39,9 @@ class DiffusionConfig(FamilyConfig):
         description="times of one_shot; the default spread is that of Graham et al., not tuned",
     )
     noises: int = Field(1, ge=1, le=16, description="noises at each of ts")
+    decoder_target: DecoderTarget = Field(
+        "image", description="what the decoder draws, and the classifier sees beside the image"
+    )
     classifier: bool = True
     classifier_width: int = Field(16, ge=4, description="ResNet-18 has 64")
     classifier_steps: int = Field(300, ge=1)
@@ -53,6 +56,10 @@ class DiffusionConfig(FamilyConfig):
     precision: Precision = Field(
         "float32", description='of the denoiser\'s convolutions; "int8" is faster on CPUs'
     )
+
+    def decoded_channels(self, channels: int) -> int:
+        """Channels of what the decoder draws of images with ``channels``."""
+        return 1 if self.decoder_target == "edges" else channels
 
     def for_size(self, height: int, width: int) -> Self:
         """The same with ``levels`` settled for images of this size, padding included.
@@ -75,6 +82,8 @@ class DiffusionConfig(FamilyConfig):
     def _parts_fit_each_other(self) -> Self:
         if self.perceptual_weight and not self.adversarial:
             raise ValueError("perceptual_weight needs adversarial = true: its features are used")
+        if self.adversarial and self.decoder_target == "edges":
+            raise ValueError('adversarial compares images; decoder_target = "edges" draws none')
         if self.variant == "classifier" and not self.classifier:
             raise ValueError('variant = "classifier" needs classifier = true')
         if any(not 0 < t < T for t in self.ts):

@@ -7,37 +7,17 @@ import torch
 from jaxtyping import Float32
 from torch import nn
 
+from training.denoising import DenoisingStage, T, ddim_levels, device_of
 from training.export import fold_batchnorm, round_to_half
 from training.families.diffusion.config import DiffusionConfig
-from training.families.diffusion.scores import Networks, chunks, ddim, ddim_levels
-from training.families.diffusion.stages import CompressionStage, DenoisingStage, PairStage, T
+from training.families.diffusion.scores import Networks, chunks, ddim
+from training.families.diffusion.stages import CompressionStage, PairStage
+from training.networks.edges import EdgeMap
 from training.networks.latent_unet import Denoiser
 from training.networks.pair_classifier import PairClassifier
 from training.networks.vq import LatentDecoder, LatentEncoder, nearest_codes, vq_model
-from training.processes import local_rank, made_once
-from training.run import ArrayBatches, Run
-
-_EPOCH_STEPS = 100
-
-
-def _budget(x: np.ndarray, steps: int, batch: int, seed: int) -> tuple[np.ndarray, int]:
-    """The items, and how often to go through them, that make ``steps`` batches.
-
-    A few items are repeated so that an epoch, after which a checkpoint is written, is not over at
-    once; of more items than are needed a random part is taken.
-    """
-    wanted = steps * batch
-    if len(x) > wanted:
-        index = np.sort(np.random.default_rng(seed).permutation(len(x))[:wanted])
-        return x[index], 1
-    repeats = -(-min(_EPOCH_STEPS, steps) * batch // len(x))
-    if repeats > 1:
-        x = np.concatenate([x] * repeats)
-    return x, -(-steps // (len(x) // min(batch, len(x))))
-
-
-def _device(run: Run) -> str:
-    return f"cuda:{local_rank()}" if run.on_gpu else "cpu"
+from training.processes import made_once
+from training.run import ArrayBatches, Run, step_budget
 
 
 def compression(
@@ -46,9 +26,14 @@ def compression(
     """Encoder and decoder as they are exported; stage ``vq``."""
     run.seed_everything("vq-weights")
     vq = vq_model(
-        train.shape[1], config.preset, config.levels, config.latent_channels, config.codes
+        train.shape[1],
+        config.preset,
+        config.levels,
+        config.latent_channels,
+        config.codes,
+        config.decoded_channels(train.shape[1]),
     )
-    items, epochs = _budget(train, config.vq_steps, config.vq_batch, run.seed)
+    items, epochs = step_budget(train, config.vq_steps, config.vq_batch, run.seed)
     batches = ArrayBatches(items, batch_size=config.vq_batch, seed=run.seed)
     stage = CompressionStage(
         vq,
@@ -56,6 +41,7 @@ def compression(
         config.vq_lr,
         adversarial=config.adversarial,
         perceptual_weight=config.perceptual_weight,
+        target=EdgeMap(train.shape[1]) if config.decoder_target == "edges" else None,
     )
     run.train_stage("vq", stage, batches, epochs)
     vq.eval().requires_grad_(False)
@@ -78,15 +64,15 @@ def denoising(
     encoder: LatentEncoder,
     train: Float32[np.ndarray, "N C H W"],
     run: Run,
-) -> Denoiser:
+) -> nn.Module:
     """The averaged denoiser of the encoder's latents; stage ``unet``."""
     run.seed_everything("unet-weights")
-    items, epochs = _budget(train, config.unet_steps, config.unet_batch, run.seed + 1)
+    items, epochs = step_budget(train, config.unet_steps, config.unet_batch, run.seed + 1)
     denoiser = Denoiser(config.latent_channels, config.preset)
     size = min(config.unet_batch, len(items))
     stage = DenoisingStage(denoiser, epochs * (len(items) // size), config.unet_lr, config.ema)
     done = run.done("unet").exists()
-    device = _device(run)
+    device = device_of(run)
     latents = items if done else chunks(items, encoder.to(device), device=device)
     encoder.cpu()
     batches = ArrayBatches(latents, batch_size=size, seed=run.seed)
@@ -101,9 +87,11 @@ def pair_classifier(
     config: DiffusionConfig, nets: Networks, train: Float32[np.ndarray, "N C H W"], run: Run
 ) -> nn.Module:
     """The classifier of (image, reconstruction) pairs; stage ``classifier``."""
-    classifier = PairClassifier(train.shape[1], config.classifier_width)
+    channels = train.shape[1]
+    both = channels + config.decoded_channels(channels)
+    classifier = PairClassifier(both, config.classifier_width)
     x, same, other = _pair_bank(config, nets, train, run)
-    index, epochs = _budget(
+    index, epochs = step_budget(
         np.arange(len(x)), config.classifier_steps, config.classifier_batch, run.seed
     )
     batches = ArrayBatches(
@@ -142,7 +130,7 @@ def _make_pair_bank(
     run.seed_everything("pairs")
     rng = np.random.default_rng(run.seed)
     x = train[rng.permutation(len(train))[: config.pairs]]
-    device = _device(run)
+    device = device_of(run)
     for network in (nets.encoder, nets.denoiser, nets.decoder):
         network.to(device)
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor, nn
 
 from service.detectors.diffusion import ScoreVariant
-from training.families.diffusion.stages import T, alpha_bars
+from training.denoising import ddim_levels, levels
 
 VARIANTS: tuple[ScoreVariant, ...] = get_args(ScoreVariant)
 _CHUNK = 64
@@ -72,25 +72,6 @@ class Chain:
         )
 
 
-def levels(
-    t: Int64[np.ndarray, " S"],
-) -> tuple[Float32[np.ndarray, " S"], Float32[np.ndarray, " S"]]:
-    """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t)."""
-    alpha_bar = alpha_bars()[t]
-    return np.sqrt(alpha_bar).astype(np.float32), np.sqrt(1.0 - alpha_bar).astype(np.float32)
-
-
-def ddim_levels(
-    t0: int, steps: int
-) -> tuple[
-    Int64[np.ndarray, " S"], Float32[np.ndarray, " S_plus_1"], Float32[np.ndarray, " S_plus_1"]
-]:
-    """Times t0 * i / S for i = S..1 with their levels, and the level 1, 0 of a clean latent."""
-    t = np.array([round(t0 * i / steps) for i in range(steps, 0, -1)], dtype=np.int64)
-    signal, sigma = levels(np.minimum(t, T - 1))
-    return t, np.append(signal, np.float32(1)), np.append(sigma, np.float32(0))
-
-
 @torch.no_grad()
 def ddim(
     denoiser: nn.Module,
@@ -115,6 +96,8 @@ class Networks:
     denoiser: nn.Module
     decoder: nn.Module
     classifier: nn.Module | None
+    target: nn.Module | None = None
+    """What the decoder was trained to draw of an image, where that is not the image."""
 
 
 def chunks(
@@ -226,10 +209,11 @@ def _score(
 
 def _decoded(
     nets: Networks, x: Float[Tensor, "N C H W"], z_0: Float[Tensor, "N J Z h w"]
-) -> tuple[Float[Tensor, "NJ C H W"], Float[Tensor, "N J C H W"]]:
-    """Reconstructions and their differences from x."""
+) -> tuple[Float[Tensor, "NJ D H W"], Float[Tensor, "N J D H W"]]:
+    """Reconstructions and their differences from x, or from its edges."""
     x_hat = nets.decoder(z_0.flatten(0, 1))
-    return x_hat, x_hat.unflatten(0, z_0.shape[:2]) - x[:, None]
+    target = x if nets.target is None else nets.target(x)
+    return x_hat, x_hat.unflatten(0, z_0.shape[:2]) - target[:, None]
 
 
 def _mean_square(residual: Tensor, kept: int) -> np.ndarray:

@@ -1,50 +1,27 @@
-"""The three trainings of the diffusion family: compression, denoising, pairs.
+"""Compression and pairs: the trainings of the diffusion family but for ``DenoisingStage``.
 
-Letters as in the sources: x image, h latent before quantisation, z scaled latent, eps noise,
-alpha_bar cumulative product of 1 - beta.
+Letters as in the sources: x image, h latent before quantisation.
 """
 
-import copy
-import math
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from diffusers import VQModel
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.denoising import warm_cosine
 from training.networks.discriminator import PatchDiscriminator
-from training.networks.latent_unet import Denoiser
 from training.networks.pair_classifier import PairClassifier
 from training.networks.vq import nearest_codes
 from training.processes import same_everywhere
 
-T = 1000
-
-
-def alpha_bars() -> Float64[np.ndarray, " T"]:
-    """alpha_bar of the latent-diffusion schedule: betas = linspace(sqrt .0015, sqrt .0195)^2."""
-    betas = np.linspace(math.sqrt(0.0015), math.sqrt(0.0195), T) ** 2
-    return np.cumprod(1.0 - betas)
-
-
-def _cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up over the first 5 % of the steps, then cosine to nearly zero."""
-    warm = max(1, steps // 20)
-
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.01 + 0.495 * (1 + math.cos(math.pi * min(1.0, step / steps)))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
 
 class CompressionStage(L.LightningModule):
-    """L1 + codebook loss; with ``adversarial`` also a hinge GAN and feature matching.
+    """L1 to what ``target`` makes of an image (default: the image) + codebook loss; with
+    ``adversarial`` also a hinge GAN and feature matching.
 
     The first 30 % of the steps run without the codebook, which then starts from latents of the
     batch at hand: codes that start anywhere else are never chosen and stay dead.
@@ -60,6 +37,7 @@ class CompressionStage(L.LightningModule):
         *,
         adversarial: bool = False,
         perceptual_weight: float = 0.0,
+        target: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -67,6 +45,7 @@ class CompressionStage(L.LightningModule):
         self.steps = steps
         self.lr = lr
         self.perceptual_weight = perceptual_weight
+        self.target = nn.Identity() if target is None else target
         self.discriminator = (
             PatchDiscriminator(model.config["in_channels"]) if adversarial else None
         )
@@ -77,7 +56,7 @@ class CompressionStage(L.LightningModule):
         if self.discriminator is not None:
             every.append((self.discriminator, (0.5, 0.9)))
         optimizers = [torch.optim.Adam(m.parameters(), self.lr, betas=b) for m, b in every]
-        return optimizers, [_cosine(o, self.steps) for o in optimizers]
+        return optimizers, [warm_cosine(o, self.steps) for o in optimizers]
 
     def training_step(self, batch: tuple[Tensor, ...]) -> None:
         (x,) = batch
@@ -94,7 +73,7 @@ class CompressionStage(L.LightningModule):
             loss = 0.25 * F.mse_loss(h, e.detach()) + F.mse_loss(e, h.detach())
             z_q = h + (e - h).detach()
         x_hat = model.decoder(model.post_quant_conv(z_q))  # N C H W
-        reconstruction = F.l1_loss(x_hat, x)
+        reconstruction = F.l1_loss(x_hat, self.target(x))
         loss = loss + reconstruction
         optimizers = _as_list(self.optimizers())
         adversarial = self.discriminator is not None and step >= int(0.25 * self.steps)
@@ -144,44 +123,6 @@ def _start_codes(codebook: Float[Tensor, "K Z"], h: Float[Tensor, "N Z h w"]) ->
     same_everywhere(codebook)
 
 
-class DenoisingStage(L.LightningModule):
-    """|eps - eps_hat(z_t, t)|^2 over uniform t; ``average`` follows the weights (EMA)."""
-
-    gradient_clip = 1.0
-
-    def __init__(self, denoiser: Denoiser, steps: int, lr: float, decay: float) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.average = copy.deepcopy(denoiser).requires_grad_(False)
-        self.steps = steps
-        self.lr = lr
-        self.decay = decay
-        self.alpha_bar = nn.Buffer(torch.tensor(alpha_bars(), dtype=torch.float32))
-
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.denoiser.parameters(), self.lr, weight_decay=1e-4)
-        scheduler = {"scheduler": _cosine(optimizer, self.steps), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
-
-    def training_step(self, batch: tuple[Tensor, ...]) -> Tensor:
-        (z,) = batch
-        t = torch.randint(T, (len(z),), device=z.device)
-        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
-        eps = torch.randn_like(z)
-        z_t = alpha_bar.sqrt() * z + (1.0 - alpha_bar).sqrt() * eps  # N Z h w
-        loss = F.mse_loss(self.denoiser(z_t, t), eps)
-        self.log("eps_mse", loss.detach(), prog_bar=True)
-        return loss
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        # a short run must not average in its first, random weights
-        decay = min(self.decay, (1 + self.global_step) / (10 + self.global_step))
-        with torch.no_grad():
-            pairs = zip(self.average.parameters(), self.denoiser.parameters(), strict=True)
-            for follower, leader in pairs:
-                follower.lerp_(leader, 1.0 - decay)
-
-
 class PairStage(L.LightningModule):
     """Binary cross-entropy of same-category logits; "different" pairs have the target 0.1.
 
@@ -197,7 +138,7 @@ class PairStage(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.classifier.parameters(), self.lr)
-        scheduler = {"scheduler": _cosine(optimizer, self.steps), "interval": "step"}
+        scheduler = {"scheduler": warm_cosine(optimizer, self.steps), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def training_step(self, batch: tuple[Tensor, ...]) -> Tensor:

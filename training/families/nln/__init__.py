@@ -1,13 +1,16 @@
 """NLN, offline: an autoencoder of normal items, and a bank of their latents and decodings.
 
-The network is trained to reconstruct normal images (or random patches of them). The bank is a
-subset of the training items with their latents, their decodings and how far each is from its own
-neighbours. The few numbers of the score (alpha, gamma, which share of pixels and patches counts)
-are chosen on held-out normals against synthetic anomalies where the configuration leaves a choice.
+The network is trained to reconstruct normal images (or random patches of them): as it is, or as one
+of the paper's other systems (``system``). ``score`` chooses what is read from it and changes
+nothing about the training: a run that holds it need not train again. The bank is a subset of the
+training items with their latents, their decodings and how far each is from its own neighbours. The
+few numbers of the score (alpha, gamma, which share of pixels and patches counts) are chosen on
+held-out normals against synthetic anomalies where the configuration leaves a choice.
 
 Source: Mesarcik et al., Array 2022; ``service.detectors.nln`` has the score and what differs.
 
-Modules: ``config``; ``training`` the loss; ``bank`` and its index; ``choice`` of the numbers.
+Modules: ``config``; ``training`` the loss, ``adversarial`` those with opponents; ``bank`` and its
+index; ``choice`` of the numbers.
 """
 
 from dataclasses import replace
@@ -18,7 +21,7 @@ import faiss
 import numpy as np
 import torch
 from jaxtyping import Float32
-from torch import Tensor
+from torch import nn
 
 from service.contract.errors import InvalidInput
 from service.contract.manifest import ImageInput, Task
@@ -27,19 +30,22 @@ from service.detectors.nln_artifact import (
     BANK,
     DECODER,
     ENCODER,
+    FEATURE_GRAPH,
+    FEATURES,
     INDEX,
     LATENTS,
     TYPICAL,
     NlnParams,
+    System,
 )
 from service.detectors.patches import Patches
 from training.export import export_onnx
 from training.families.base import FamilyConfig, PreparedData
+from training.families.nln.adversarial import training_of
 from training.families.nln.bank import Bank, ExhaustiveIndex, NlnModel, build_bank, detector_of
 from training.families.nln.choice import choose
 from training.families.nln.config import NlnConfig, first_params
-from training.families.nln.training import Reconstruction
-from training.networks.autoencoder import Autoencoder, build_autoencoder
+from training.families.nln.networks import ImageGraph, LatentGraph, Networks
 from training.run import ArrayBatches, Run
 
 __all__ = ["Nln", "NlnConfig", "NlnModel"]
@@ -63,6 +69,7 @@ class Nln:
         """
         spec = data.spec
         assert isinstance(spec, ImageInput)
+        config = config.for_its_score()
         params = first_params(config, spec)
         # K neighbours, one more for the weights, one whose own neighbours they are
         least = config.neighbours + 2
@@ -71,35 +78,47 @@ class Nln:
                 f"{len(data.train)} training and {len(data.validation)} validation images are too "
                 f"few for {config.neighbours} neighbours; at least {least} and 2 are needed"
             )
-        run.seed_everything("init")
-        network = build_autoencoder((spec.shape[0], *params.patch), config.latent, config.width)
-        _lay_out(network, torch.channels_last)  # nearly twice as fast on a CPU
         whole = params.patch == spec.shape[1:]
         images = config.batch_size if whole else max(2, config.batch_size // config.crops)
         # the grain that scoring smooths away is nothing to spend latents on
         train = _smoothed(data.train, params)
         batches = ArrayBatches(train, batch_size=images, seed=run.seed)
         epochs = max(1, round(config.steps / len(batches)))
-        module = Reconstruction(network, params, config, epochs * len(batches))
-        run.train_stage("autoencoder", module, batches, epochs)
+        run.seed_everything("init")
+        module = training_of(config, params, spec.shape[0], epochs * len(batches))
+        _lay_out(module, torch.channels_last)  # nearly twice as fast on a CPU
+        run.train_stage(_stage(config.system), module, batches, epochs)
         run.end_training()
-        _lay_out(network, torch.contiguous_format)
-        model = build_bank(network, params, config, data.train, run.seed)
+        _lay_out(module, torch.contiguous_format)
+        networks = Networks(module.network, module.second_encoder).eval()
+        model = build_bank(networks, params, config, data.train, run.seed)
         return replace(model, params=choose(config, model, data))
 
     def export(self, model: NlnModel, data: PreparedData, folder: Path) -> NlnParams:
-        """Encoder, index, latents, what is typical of them, and the decoded bank or the decoder."""
-        shape = (2, data.spec.shape[0], *model.params.patch)
-        export_onnx(_Encoder(model.network), {"x": torch.rand(shape)}, ("z",), folder / ENCODER)
-        np.save(folder / LATENTS, model.bank.latents)
-        np.save(folder / TYPICAL, model.bank.typical)
+        """Encoder, index, latents, what is typical of them, the decoded bank or the decoder, and
+        the features of both sides where a score compares them.
+        """
+        params, networks, bank = model.params, model.networks, model.bank
+        shape = (2, data.spec.shape[0], *params.patch)
+        image, latent = torch.rand(shape), torch.zeros(2, params.latent)
+        export_onnx(ImageGraph(networks, "encode"), {"x": image}, ("z",), folder / ENCODER)
+        np.save(folder / LATENTS, bank.latents)
+        np.save(folder / TYPICAL, bank.typical)
         faiss.write_index(model.index, str(folder / INDEX))
-        if model.bank.decoded is not None:
-            np.save(folder / BANK, model.bank.decoded)
+        if bank.decoded is not None:
+            np.save(folder / BANK, bank.decoded)
         else:
-            latent = {"z": torch.zeros(2, model.params.latent)}
-            export_onnx(_Decoder(model.network), latent, ("x",), folder / DECODER)
-        return model.params
+            decoder = LatentGraph(networks, "decode")
+            export_onnx(decoder, {"z": latent}, ("x",), folder / DECODER)
+        if bank.features is not None:
+            np.save(folder / FEATURES, bank.features)
+        if params.feature_input == "x":
+            features: nn.Module = ImageGraph(networks, "features")
+            export_onnx(features, {"x": image}, ("features",), folder / FEATURE_GRAPH)
+        elif params.feature_input == "z":
+            features = LatentGraph(networks, "consistency")
+            export_onnx(features, {"z": latent}, ("features",), folder / FEATURE_GRAPH)
+        return params
 
     def reference_scores(
         self, model: NlnModel, folder: Path, x: Float32[np.ndarray, "N C H W"]
@@ -107,9 +126,10 @@ class Nln:
         """Scores by the torch networks and an exhaustive search over the latents of ``folder``."""
         latents = np.load(folder / LATENTS)
         decoded = np.load(folder / BANK) if model.params.decoded == "bank" else None
+        features = None if model.bank.features is None else np.load(folder / FEATURES)
         exact = replace(
             model,
-            bank=Bank(latents, np.load(folder / TYPICAL), decoded),
+            bank=Bank(latents, np.load(folder / TYPICAL), decoded, features),
             index=ExhaustiveIndex(torch.from_numpy(latents.astype(np.float32))),
         )
         detector = detector_of(exact, x.shape[1:])
@@ -119,22 +139,9 @@ class Nln:
         return Detection(np.concatenate([p.scores for p in parts]), np.concatenate(maps))
 
 
-class _Encoder(torch.nn.Module):
-    def __init__(self, network: Autoencoder) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network.encode(x)
-
-
-class _Decoder(torch.nn.Module):
-    def __init__(self, network: Autoencoder) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.network.decode(z)
+def _stage(system: System) -> str:
+    """The name of a system's training: of what is trained, not of what is read from it."""
+    return "autoencoder" if system == "ae" else system
 
 
 def _smoothed(
@@ -145,5 +152,5 @@ def _smoothed(
     return Patches(shape, params.patch, params.stride, params.blur).smooth(train)
 
 
-def _lay_out(network: Autoencoder, order: torch.memory_format) -> None:
+def _lay_out(network: nn.Module, order: torch.memory_format) -> None:
     network.to(memory_format=order)  # type: ignore[call-overload]  # missing in torch's stubs

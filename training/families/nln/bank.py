@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -10,11 +11,11 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from service.detectors.nln import NlnDetector, taper
-from service.detectors.nln_artifact import NlnParams, to_levels
+from service.detectors.nln_artifact import NlnParams, Parts, to_levels
 from service.runtime import NeighbourIndex
 from training.families.nln.config import NlnConfig
 from training.families.nln.index import build_index
-from training.networks.autoencoder import Autoencoder
+from training.families.nln.networks import Networks
 
 _CHUNK = 256
 
@@ -24,17 +25,19 @@ class Bank:
     """Training items as scoring sees them."""
 
     latents: Float[np.ndarray, "B Z"]
-    typical: Float32[np.ndarray, "2 B"]
-    """Distance and error of each item to its own neighbours, over their medians."""
+    typical: Float32[np.ndarray, "T B"]
+    """Distance and error(s) of each item to its own neighbours, over their medians."""
     decoded: UInt8[np.ndarray, "B C h w"] | None
     """None where they would be larger than wanted."""
+    features: Float[np.ndarray, "B F"] | None = None
+    """Those of the second encoder for what was decoded, where a score compares them."""
 
 
 @dataclass(frozen=True)
 class NlnModel:
-    """A fitted model: network, bank, FAISS index and the numbers of the score."""
+    """A fitted model: networks, bank, FAISS index and the numbers of the score."""
 
-    network: Autoencoder
+    networks: Networks
     bank: Bank
     index: Any
     params: NlnParams
@@ -56,30 +59,34 @@ class ExhaustiveIndex:
 
 def detector_of(model: NlnModel, shape: tuple[int, ...]) -> NlnDetector:
     """A detector whose networks run in torch; the score itself is the service's own code."""
-    bank = model.bank
-
-    def encode(x: np.ndarray) -> np.ndarray:
-        return _run(model.network.encode, x)
+    bank, params, networks = model.bank, model.params, model.networks
 
     def decode(ids: np.ndarray) -> np.ndarray:
         if bank.decoded is not None:
             return np.asarray(bank.decoded[ids])
-        return _decode(model.network, bank.latents[ids, : model.params.latent])
+        return to_levels(_chunked(networks.decode, bank.latents[ids, : params.latent]))
 
+    features = {"x": networks.features, "z": networks.consistency, None: None}
+    feature = features[params.feature_input]
     channels, height, width = shape
     return NlnDetector(
-        model.params,
-        (channels, height, width),
-        encode,
-        NeighbourIndex(model.index, threads=1),
-        bank.latents,
-        bank.typical,
-        decode,
+        Parts(
+            params,
+            (channels, height, width),
+            partial(_run, networks.encode),
+            NeighbourIndex(model.index, threads=1),
+            bank.latents,
+            bank.typical,
+            decode,
+            partial(_run, networks.decode),
+            None if feature is None else partial(_run, feature),
+            bank.features,
+        )
     )
 
 
 def build_bank(
-    network: Autoencoder,
+    networks: Networks,
     params: NlnParams,
     config: NlnConfig,
     train: Float32[np.ndarray, "N C H W"],
@@ -88,7 +95,7 @@ def build_bank(
     """The model of a subset of the training items (and mirrored ones, where training had them)."""
     copies = [train, train[..., ::-1], train[..., ::-1, :]] if config.flips else [train]
     nothing = Bank(np.empty((0, 0)), np.empty((2, 0), np.float32), None)
-    blank = NlnModel(network, nothing, ExhaustiveIndex(torch.empty(0, 1)), params)
+    blank = NlnModel(networks, nothing, ExhaustiveIndex(torch.empty(0, 1)), params)
     cutter = detector_of(blank, train.shape[1:])
     count = len(cutter.patches)
     every = np.concatenate(
@@ -102,11 +109,14 @@ def build_bank(
     latents = every[kept].astype(np.float16)
     cells = latents.shape[0] * train.shape[1] * params.patch_height * params.patch_width
     in_bank = cells <= config.max_bank_mb * 2**20
-    decoded = _decode(network, latents[:, : config.latent]) if in_bank else None
+    rebuilt, features = _decoded(networks, params, latents[:, : config.latent], keep=in_bank)
     index, kind = build_index(latents, config)
-    bank = Bank(latents, np.ones((2, len(kept)), np.float32), decoded)
+    rows = 2 if params.compares == "pixels" else 3
+    bank = Bank(latents, np.ones((rows, len(kept)), np.float32), rebuilt, features)
     params = params.model_copy(update={"index": kind, "decoded": "bank" if in_bank else "decoder"})
-    model = NlnModel(network, bank, index, params)
+    model = NlnModel(networks, bank, index, params)
+    if not any(config.gamma):  # what is typical is nowhere divided by
+        return model
 
     def originals(rows: Int64[np.ndarray, " J"]) -> Float32[np.ndarray, "J C h w"]:
         image, place = np.divmod(kept[rows], count)
@@ -125,8 +135,9 @@ def typical_of(
     shape: tuple[int, ...],
     owner: Int64[np.ndarray, " B"],
     originals: Callable[[Int64[np.ndarray, " J"]], Float32[np.ndarray, "J C h w"]],
-) -> Float32[np.ndarray, "2 B"]:
-    """Distance and error of each bank item to its neighbours of *other* images, over their medians.
+) -> Float32[np.ndarray, "T B"]:
+    """Distance and error(s) of each bank item to its neighbours of *other* images, over their
+    medians.
 
     Values below a tenth (duplicates among the training items) count as a tenth.
     """
@@ -134,9 +145,9 @@ def typical_of(
     norm = np.square(z).sum(axis=1)
     k = min(model.params.neighbours, len(np.unique(owner)) - 2)
     if k < 1:
-        return np.ones((2, len(z)), dtype=np.float32)
+        return np.ones_like(model.bank.typical)
     detector = detector_of(model, shape)
-    found = np.empty((2, len(z)), dtype=np.float32)
+    found = np.empty_like(model.bank.typical)
     for i in range(0, len(z), _CHUNK):
         rows = np.arange(i, min(i + _CHUNK, len(z)))
         square = norm[rows, None] + norm[None] - 2 * z[rows] @ z.T
@@ -148,7 +159,11 @@ def typical_of(
         distance = np.take_along_axis(distance, order, axis=1)
         weight = taper(distance)
         found[0, rows] = (weight * distance[:, :k]).sum(axis=1)
-        found[1, rows] = detector.error(originals(rows), ids, weight).mean(axis=(1, 2))
+        cut = originals(rows)
+        found[1, rows] = detector.error(cut, ids, weight).mean(axis=(1, 2))
+        if len(found) > 2:
+            features = detector.features(cut, z[rows])
+            found[2, rows] = detector.feature_error(features, ids, weight)
     median = np.maximum(np.median(found, axis=1, keepdims=True), 1e-12)
     return np.maximum(found / median, 0.1).astype(np.float32)
 
@@ -171,12 +186,20 @@ def _subset(
     return np.sort(kept)
 
 
-def _decode(network: Autoencoder, latents: np.ndarray) -> UInt8[np.ndarray, "J C h w"]:
+def _decoded(
+    networks: Networks, params: NlnParams, latents: Float[np.ndarray, "B Z"], *, keep: bool
+) -> tuple[UInt8[np.ndarray, "B C h w"] | None, Float[np.ndarray, "B F"] | None]:
+    """What the bank holds of its items' reconstructions: pixels, features; each where wanted."""
+    featured = params.compares in ("features", "bank_codes")
+    features = _chunked(networks.consistency, latents).astype(np.float16) if featured else None
+    return to_levels(_chunked(networks.decode, latents)) if keep else None, features
+
+
+def _chunked(function: Callable[[Tensor], Tensor], latents: np.ndarray) -> np.ndarray:
     rows = latents.astype(np.float32)
-    parts = [
-        to_levels(_run(network.decode, rows[i : i + _CHUNK])) for i in range(0, len(rows), _CHUNK)
-    ]
-    return np.concatenate(parts)
+    return np.concatenate(
+        [_run(function, rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)]
+    )
 
 
 def _run(function: Callable[[Tensor], Tensor], x: np.ndarray) -> np.ndarray:

@@ -48,7 +48,8 @@ def choose(config: NlnConfig, model: NlnModel, data: PreparedData) -> NlnParams:
 
 
 def _scaled(params: NlnParams, normal: Measured) -> NlnParams:
-    e = top_mean(normal.e.reshape(len(normal.e), -1), params.e_top)
+    assert normal.pixels is not None
+    e = top_mean(normal.e, params.e_top)
     d = top_mean(normal.d, params.d_top)
     e_low, e_high = map(float, np.quantile(e, (0.05, 0.95)))
     d_low, d_high = map(float, np.quantile(d, (0.05, 0.95)))
@@ -58,14 +59,13 @@ def _scaled(params: NlnParams, normal: Measured) -> NlnParams:
             "e_high": max(e_high, e_low + 1e-6),
             "d_low": d_low,
             "d_high": max(d_high, d_low + 1e-6),
-            "d_to_e": max(float(normal.e.mean()), 1e-9) / max(float(normal.d.mean()), 1e-9),
+            "d_to_e": max(float(normal.pixels.mean()), 1e-9) / max(float(normal.d.mean()), 1e-9),
         }
     )
 
 
 def _score(params: NlnParams, found: Measured) -> np.ndarray:
-    e = top_mean(found.e.reshape(len(found.e), -1), params.e_top)
-    return join(params, e, top_mean(found.d, params.d_top))
+    return join(params, top_mean(found.e, params.e_top), top_mean(found.d, params.d_top))
 
 
 def _auroc(normal: np.ndarray, odd: np.ndarray) -> float:
@@ -79,4 +79,10 @@ def _measure(detector: NlnDetector, x: np.ndarray) -> Measured:
         detector.measure(x[i : i + detector.max_batch])
         for i in range(0, len(x), detector.max_batch)
     ]
-    return Measured(np.concatenate([p.e for p in parts]), np.concatenate([p.d for p in parts]), {})
+    pixels = [p.pixels for p in parts if p.pixels is not None]
+    return Measured(
+        np.concatenate([p.e for p in parts]),
+        np.concatenate([p.d for p in parts]),
+        np.concatenate(pixels),
+        {},
+    )

@@ -6,24 +6,45 @@ from pydantic import Field, model_validator
 
 from service.contract.errors import InvalidInput
 from service.contract.manifest import ImageInput
-from service.detectors.nln_artifact import IndexKind, NlnParams
+from service.detectors.nln_artifact import ConMode, IndexKind, NlnParams, Score, System
 from training.families.base import FamilyConfig
 
 
 class NlnConfig(FamilyConfig):
     """Hyperparameters; the defaults suit a folder of sixty to some thousands of photographs."""
 
+    system: System = Field(
+        default="ae",
+        description="vae: variational; aae: adversarial latents; ae_res: compares features of an "
+        "image discriminator; ae_con: compares latents with those of reconstructions",
+    )
+    score: Score = Field(
+        default="nln", description="or reconstruction: the plain error; the training is the same"
+    )
+    con_mode: ConMode = Field(
+        default="code",
+        description="ae_con: neighbours' latents against that of x's reconstruction; "
+        "paper: latent of x against those of the neighbours' reconstructions",
+    )
     patch: int | Literal["auto", "whole"] = Field(
         default="auto",
         description="side in pixels; auto: the whole image below 64 pixels, else 32",
     )
-    stride: int | None = Field(default=None, ge=1, description="default: half a patch")
+    stride: int | None = Field(
+        default=None,
+        ge=1,
+        description="pixels between patches, at most one patch: overlaps are averaged; a whole "
+        "patch: tiles without overlap, as in the paper; default: half a patch",
+    )
     latent: int = Field(default=64, ge=2, le=1024)
     width: int = Field(default=32, ge=4, le=256)
     steps: int = Field(default=1500, ge=1, description="optimiser steps, rounded to whole epochs")
     batch_size: int = Field(default=128, ge=2, description="patches or images a step")
     crops: int = Field(default=8, ge=1, description="random patches an image gives to one step")
     learning_rate: float = Field(default=2e-3, gt=0)
+    adversarial_learning_rate: float = Field(
+        default=1e-4, gt=0, description="highest, of discriminators and generators"
+    )
     flips: bool = Field(default=False, description="mirror images at random, also in the bank")
     noise: float = Field(default=0.0, ge=0, description="noise on the inputs of training")
     position_weight: float = Field(default=0.0, ge=0)
@@ -48,12 +69,19 @@ class NlnConfig(FamilyConfig):
             raise ValueError("alpha, gamma, e_top and d_top need at least one value each")
         return self
 
+    def for_its_score(self) -> Self:
+        """Where the plain reconstruction scores: without what only neighbours need."""
+        if self.score == "nln":
+            return self
+        error_alone = {"alpha": (1.0,), "gamma": (0.0,), "d_top": (1.0,), "map_alpha": 1.0}
+        return self.model_copy(update={**error_alone, "max_bank_mb": 0.0})
+
 
 def first_params(config: NlnConfig, spec: ImageInput) -> NlnParams:
     """The numbers that follow from the configuration alone; the scales are not yet known.
 
     Raises:
-        InvalidInput: patches larger than the images.
+        InvalidInput: patches larger than the images, or gaps between them.
     """
     _, h, w = spec.shape
     whole = config.patch == "whole" or (config.patch == "auto" and min(h, w) < 64)
@@ -61,10 +89,16 @@ def first_params(config: NlnConfig, spec: ImageInput) -> NlnParams:
     patch = (h, w) if whole or isinstance(side, str) else (side, side)
     if patch[0] > h or patch[1] > w:
         raise InvalidInput(f"patches of {patch[0]} pixels do not fit into images of {h}x{w}")
+    stride = config.stride or max(1, min(patch) // 2)
+    if stride > min(patch) and patch != (h, w):
+        raise InvalidInput(f"a stride of {stride} leaves gaps between patches of {patch[0]} pixels")
     return NlnParams(
+        system=config.system,
+        score=config.score,
+        con_mode=config.con_mode,
         patch_height=patch[0],
         patch_width=patch[1],
-        stride=config.stride or max(1, min(patch) // 2),
+        stride=stride,
         latent=config.latent,
         neighbours=config.neighbours,
         position_weight=config.position_weight,
@@ -74,6 +108,6 @@ def first_params(config: NlnConfig, spec: ImageInput) -> NlnParams:
         d_top=config.d_top[0],
         map_alpha=config.map_alpha,
         blur=config.blur,
-        decoded="bank",
+        decoded="bank" if config.max_bank_mb else "decoder",
         index="flat",
     )

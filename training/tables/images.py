@@ -1,68 +1,6 @@
-"""The papers' tables as data, and the rows of them that belong beside one of our results.
+"""Published figures of images and of the turbine: S0, S1 and S3."""
 
-S0: Wang & Tavakkoli, Latent Diffusion Based Multi-class Anomaly Detection.
-S1: Huang et al., Improved AutoEncoder with LSTM Module and KL Divergence for Anomaly Detection,
-IEEE Transactions on Instrumentation and Measurement, 2024.
-S3: Mesarcik et al., Improving novelty detection using the reconstructions of nearest neighbours,
-Array 14, 2022, 100182.
-
-All figures are AUROC in [0, 1] (S0 prints per cent). S1 and S3 chose hyperparameters by the AUROC
-on the test set; their figures are upper ends, not what a user may expect. A published figure is
-never compared with ours by a test: the protocols differ in more than the tuning.
-"""
-
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
-
-Setting = Literal["many-vs-one", "one-vs-rest", "many-vs-many", "whole"]
-
-
-@dataclass(frozen=True)
-class Paper:
-    """A source of published figures."""
-
-    key: str
-    cite: str
-    family: str
-    """Our family that implements this paper's own method."""
-    tuned_on_test: bool | None
-    """Of its own method. None: the paper does not say how it selected."""
-    baselines_tuned_on_test: bool | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """One printed table: AUROC of each model (row) on each case (column)."""
-
-    paper: Paper
-    label: str
-    data: str
-    setting: Setting
-    cases: tuple[str, ...]
-    rows: dict[str, tuple[float | None, ...]]
-    own: tuple[str, ...]
-    """Rows of the paper's own method."""
-    metric: str = "auroc"
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Published:
-    """One published figure as the card shows it."""
-
-    model: str
-    value: float
-    case: str
-    """What it was measured on: a class or category, their ``mean``, or ``all`` of the data."""
-    metric: str
-    source: str
-    tuned_on_test: bool | None
-    same_method: bool
-    """The paper's own method, and the family asked for implements it."""
-    note: str
-
+from training.tables.kinds import Paper, Setting, Table, means, per_model
 
 S0 = Paper("S0", "Wang & Tavakkoli, latent diffusion", "diffusion", None)
 S1 = Paper("S1", "Huang et al., IEEE TIM 2024", "iae_lstm_kl", True, baselines_tuned_on_test=True)
@@ -83,13 +21,12 @@ _S1_MODELS = (
     "CAE", "MemAE", "VAE", "Gaussian AD", "LSA", "Deep SVDD(h)", "Deep SVDD(s)", "IAEAD(h)",
     "IAEAD(s)", *_S1_OWN,
 )  # fmt: skip
-
-
-def _per_model(
-    models: tuple[str, ...], *by_case: tuple[float, ...]
-) -> dict[str, tuple[float | None, ...]]:
-    """Rows by model from a table that prints a line per case."""
-    return dict(zip(models, zip(*by_case, strict=True), strict=True))
+_ABLATED = tuple(
+    f"{model}({boundary})"
+    for model in ("DSVDD-KL", "DLSVDD", "DLSVDD-KL", "IAE-KL", "IAE-LSTM", "IAE-LSTM-KL")
+    for boundary in "hs"
+)
+_S3_MODELS = ("AE", "AAE", "VAE", "AE-res", "AE-con")
 
 
 # fmt: off
@@ -99,7 +36,15 @@ _TABLE_4: tuple[tuple[str, Setting, tuple[float | None, ...]], ...] = (
     ("fashionmnist", "one-vs-rest", (.906, .924, .817, .927, None, .885, .938, .941)),
     ("mvtec", "whole", (.762, .756, .600, .777, .770, None, .750, .783)),
 )
-PUBLISHED: tuple[Table, ...] = (
+_GAINS: tuple[tuple[str, str, Setting, tuple[float, ...]], ...] = (
+    ("Table 1", "mnist", "many-vs-one", (.0980, .1765, .1165, .1013, .1418)),
+    ("Table 1", "cifar10", "many-vs-one", (.0692, .0741, .0129, .0730, .0668)),
+    ("Table 1", "fashionmnist", "many-vs-one", (.1152, .0953, .1031, .1195, .1152)),
+    ("Table 2", "mnist", "one-vs-rest", (.0345, .0492, .0399, .0347, .0421)),
+    ("Table 2", "cifar10", "one-vs-rest", (.0765, .0881, .0636, .0689, .0802)),
+    ("Table 2", "fashionmnist", "one-vs-rest", (.0566, .0512, .0531, .0565, .0349)),
+)
+IMAGES: tuple[Table, ...] = (
     Table(
         S0, "Table 1", "mnist", "many-vs-one", _DIGITS,
         {
@@ -158,7 +103,7 @@ PUBLISHED: tuple[Table, ...] = (
     ),
     Table(
         S1, "Table III", "wtbi", "whole", ("all",),
-        _per_model(
+        per_model(
             _S1_MODELS,
             (.704, .690, .392, .595, .685, .798, .823, .823, .894, .893, .963),
         ),
@@ -167,7 +112,7 @@ PUBLISHED: tuple[Table, ...] = (
     ),
     Table(
         S1, "Table IV", "mvtec", "whole", (*_MVTEC, "mean"),
-        _per_model(
+        per_model(
             _S1_MODELS,
             (.980, .973, .506, .678, .888, .901, .925, .883, .886, .940, .945),
             (.768, .753, .595, .517, .724, .839, .843, .673, .673, .856, .850),
@@ -187,6 +132,40 @@ PUBLISHED: tuple[Table, ...] = (
             (.734, .759, .525, .572, .643, .766, .718, .687, .668, .825, .828),
         ),
         _S1_OWN, note="64 x 64 pixels",
+    ),
+    *(
+        Table(
+            S1, label, data, "one-vs-rest", ("mean",),
+            dict(zip(_ABLATED, ((value,) for value in values), strict=True)), _S1_OWN,
+            note="ablations, of which the means alone are taken over",
+        )
+        for label, data, values in (
+            ("Table V", "cifar10", (.614, .618, .632, .633, .646, .641, .704, .651, .666, .654,
+                                    .708, .694)),
+            ("Table VI", "fashionmnist", (.908, .914, .913, .918, .916, .922, .917, .911, .928,
+                                          .916, .931, .922)),
+        )
+    ),
+    Table(
+        S1, "Table VII", "fashionmnist", "one-vs-rest", ("mean",),
+        means(
+            **{
+                "IAE-LSTM-KL(h) without input gate": .926,
+                "IAE-LSTM-KL(h) without output gate": .922,
+                "IAE-LSTM-KL(h) without input and output gates": .866,
+                "IAE-LSTM-KL(h)": .927,
+            }
+        ),
+        ("IAE-LSTM-KL(h)",), note="the data set is not named; Fashion-MNIST by the values",
+    ),
+    *(
+        Table(
+            S3, label, data, setting, ("mean",),
+            dict(zip(_S3_MODELS, ((value,) for value in gains), strict=True)), _S3_MODELS,
+            metric="reconstruction_gain", note="1 - reconstruction / NLN, of the AUROC of the best "
+            "pixel reconstruction and the best NLN of one architecture, each with its own latent",
+        )
+        for label, data, setting, gains in _GAINS
     ),
     *(
         Table(
@@ -214,7 +193,6 @@ PUBLISHED: tuple[Table, ...] = (
             ("NLN",),
         )
         for data, setting, (ganomaly, oc, ano, lfd, cbigan, cavga, dknn, nln) in _TABLE_4
-
     ),
     Table(
         S3, "Table 5", "mvtec", "whole", (*_MVTEC, "textures mean", "objects mean"),
@@ -232,85 +210,17 @@ PUBLISHED: tuple[Table, ...] = (
         },
         ("NLN",), metric="pixel_auroc", note="1024 x 1024 pixels in tiles of 128",
     ),
+    *(
+        Table(
+            S3, "Table 6", data, "many-vs-one", ("mean",),
+            means(**{f"AE-con {part}": value for part, value in parts.items()}),
+            ("AE-con NLN", "AE-con con", "AE-con total"), note="parts of one model's score",
+        )
+        for data, parts in (
+            ("mnist", {"recon": .778, "NLN": .822, "con": .913, "total": .921}),
+            ("fashionmnist", {"recon": .669, "NLN": .702, "con": .719, "total": .738}),
+            ("cifar10", {"recon": .511, "NLN": .513, "con": .551, "total": .553}),
+        )
+    ),
 )
 # fmt: on
-
-
-def published_for(
-    family: str, data: str, normal: Iterable[int] = (), novel: Iterable[int] = ()
-) -> list[Published]:
-    """The published figures for this data and choice of classes, the same method's first.
-
-    Of each table the cell of the class (or MVTec category) and the mean over cases are given. An
-    empty list where nothing was published for the setting.
-
-    Args:
-        family: our family, to tell the same method from the others.
-        data: name of the data set as its loader gives it; case and punctuation do not matter.
-        normal: classes that are normal; of the ten classes, all that are not novel by default.
-        novel: classes that are anomalous; by default all that are not normal.
-    """
-    name = re.sub(r"[^a-z0-9]", "", data.lower())
-    normal, novel = sorted(set(normal)), sorted(set(novel))
-    if bool(normal) != bool(novel):
-        others = [c for c in range(10) if c not in (*normal, *novel)]
-        normal, novel = normal or others, novel or others
-    rows = []
-    for table in PUBLISHED:
-        if not _is_about(table.data, name) or not _setting_fits(table.setting, normal, novel):
-            continue
-        case = _case(table, name, normal, novel)
-        for column, label in enumerate(table.cases):
-            if label not in (case, "mean", "all"):
-                continue
-            for model, values in table.rows.items():
-                value = values[column]
-                if value is not None:
-                    rows.append(_row(table, model, value, label, family))
-    return sorted(rows, key=lambda row: not row.same_method)
-
-
-def _row(table: Table, model: str, value: float, case: str, family: str) -> Published:
-    paper, own = table.paper, model in table.own
-    return Published(
-        model=model,
-        value=value,
-        case=case,
-        metric=table.metric,
-        source=f"{paper.cite}, {table.label}",
-        tuned_on_test=paper.tuned_on_test if own else paper.baselines_tuned_on_test,
-        same_method=own and paper.family == family,
-        note=table.note,
-    )
-
-
-def _is_about(data: str, name: str) -> bool:
-    if data == "mvtec":
-        return name.startswith("mvtec")
-    aliases = {"fashionmnist": ("fashionmnist", "fashion", "fmnist"), "wtbi": ("wtbi", "icing")}
-    return name in aliases.get(data, (data,))
-
-
-def _setting_fits(setting: Setting, normal: list[int], novel: list[int]) -> bool:
-    if setting == "many-vs-one":
-        return len(novel) == 1 and len(normal) > 1
-    if setting == "one-vs-rest":
-        return len(normal) == 1 and len(novel) > 1
-    if setting == "many-vs-many":
-        return len(normal) == 5 and len(novel) == 5
-    return True
-
-
-def _case(table: Table, name: str, normal: list[int], novel: list[int]) -> str | None:
-    """The label of the column for this choice of classes; None where only the mean applies."""
-    if table.setting == "many-vs-one":
-        position = novel[0]
-    elif table.setting == "one-vs-rest":
-        position = normal[0]
-    elif table.setting == "many-vs-many":
-        sets = [label for label in table.cases if sorted(label) == [str(c) for c in normal]]
-        return sets[0] if sets else None
-    else:
-        found = [c for c in table.cases if name.endswith(re.sub(r"[^a-z0-9]", "", c))]
-        return found[0] if found else None
-    return table.cases[position] if 0 <= position < len(table.cases) - 1 else None

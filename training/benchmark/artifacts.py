@@ -13,7 +13,7 @@ from service.scoring import Scorer
 from training.commit import commit_of_the_code
 from training.config import TrainConfig, load_data, make_config
 from training.publish import CONFIG, evaluate
-from training.tables import published_for
+from training.tables import data_name, published_for
 
 TABLE = "artifacts"
 
@@ -53,7 +53,7 @@ def benchmark_artifacts(
             "published": _published(config),
         }
         facts = {
-            "command": "python -m training benchmark",
+            "command": "python -m training benchmark artifacts",
             "commit": commit_of_the_code(),
             "machine": f"{platform.machine()}, {platform.system()}, {platform.python_version()}",
         }
@@ -69,7 +69,7 @@ def _plain(metrics: dict[str, Metric]) -> dict[str, Any]:
 def _published(config: TrainConfig) -> list[dict[str, Any]]:
     rows = published_for(
         config.family,
-        str(config.data["name"]),
+        data_name(config.data),
         config.data.get("normal") or (),
         config.data.get("novel") or (),
     )
