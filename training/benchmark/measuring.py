@@ -7,11 +7,13 @@ from time import perf_counter
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from service.contract.errors import InvalidInput
 from service.contract.manifest import ImageInput, Input, SeriesInput, Task, VectorInput
 from service.contract.preprocess import map_to_frame, prepare_images
 from service.detectors.base import Detector
 from service.scoring import run_detector
-from training.config import task_of
+from training.alarms import Seen, count_alarms
+from training.config import task_of, windows_of
 from training.data.base import Data, ImageData, SeriesData, VectorData
 from training.families.base import PreparedData
 from training.metrics import image_metrics
@@ -20,6 +22,8 @@ from training.testsets import Labelled, Track, image_test_set, series_test_set, 
 
 PIXEL_QUANTILE = 0.995
 """Of the residuals of validation normals; above it a pixel counts as found, for the IoU."""
+ALARM_RATE = 0.01
+"""Share of held-out normal windows above the limit of an alarm."""
 _CHUNK = 256
 
 
@@ -115,9 +119,51 @@ def pixels(scored: Scored) -> dict[str, float]:
     return {name: metric.value for name, metric in found.items()}
 
 
+def alarms(scored: Scored) -> dict[str, float]:
+    """What an operator would have seen with a limit that 1 % of held-out normal windows exceed:
+    events found, how late (median), false alarms a day.
+    """
+    spec, data = scored.spec, scored.data
+    assert isinstance(spec, SeriesInput)
+    assert isinstance(data, SeriesData)
+    held_out = windows_of(spec, data.validation + data.calibration, 1)
+    normal = run_detector(scored.detector, held_out, maps=False)[0]
+    limit = float(np.quantile(normal, 1 - ALARM_RATE))
+    half = (spec.smoothing - 1) // 2
+    found = count_alarms(
+        [
+            Seen(
+                end=track.end + half,
+                flagged=run_detector(scored.detector, track.windows, maps=False)[0] > limit,
+                anomalous=track.anomalous,
+                rows=spec.min_rows,
+                row_s=_row_s(spec, data),
+            )
+            for track in scored.tracks
+            if len(track.windows)
+        ]
+    )
+    figures = {"events_found": found.detected / found.events} if found.events else {}
+    if found.delay_s is not None:
+        figures["detection_delay_s"] = found.delay_s
+    if found.false_per_day is not None:
+        figures["false_alarms_per_day"] = found.false_per_day
+    return figures
+
+
+def _row_s(spec: SeriesInput, data: SeriesData) -> float:
+    """Seconds from one row to the next: the period, or what is usual among the test rows."""
+    if spec.period_s is not None:
+        return spec.period_s
+    steps = [np.diff(r.timestamps_s) for r in data.test if r.timestamps_s is not None]
+    if not steps:
+        raise InvalidInput("neither a period nor timestamps: nobody can say how late an alarm is")
+    return float(np.median(np.concatenate(steps)))
+
+
 FIGURES: dict[Task, tuple[Figures, ...]] = {
     "image": (ranking, pixels),
-    "timeseries": (ranking,),
+    "timeseries": (ranking, alarms),
     "vectors": (ranking,),
 }
 """What is measured, by the kind of data; a figure more is a function more."""
