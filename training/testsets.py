@@ -100,7 +100,8 @@ def image_test_set(data: ImageData, seed: int) -> Labelled:
 def series_test_set(spec: SeriesInput, data: SeriesData, seed: int) -> tuple[Labelled, list[Track]]:
     """The windows of the test recordings that have a label, and every recording's own windows.
 
-    Classes are the recordings that anomalous windows come from, where there is more than one.
+    Classes are the names of the recordings that anomalous windows come from, where there is more
+    than one.
 
     Raises:
         InvalidInput: neither the test nor the validation recordings hold a normal window.
@@ -125,12 +126,12 @@ def series_test_set(spec: SeriesInput, data: SeriesData, seed: int) -> tuple[Lab
     kept = labels >= 0
     items, labels, recording, blocks = items[kept], labels[kept], recording[kept], blocks[kept]
     if (labels == 1).any():
-        sources = np.unique(recording[labels == 1])
+        kinds, kind = np.unique([track.name for track in tracks], return_inverse=True)
         names = {0: "normal", 1: "anomalous"}
         classes = labels
-        if len(sources) > 1:
-            names = {0: "normal"} | {int(r) + 1: tracks[r].name for r in sources}
-            classes = np.where(labels == 1, recording + 1, 0)
+        if len(sources := np.unique(kind[recording[labels == 1]])) > 1:
+            names = {0: "normal"} | {int(k) + 1: str(kinds[k]) for k in sources}
+            classes = np.where(labels == 1, kind[recording] + 1, 0)
         return Labelled(
             items, labels, classes, names, blocks=blocks, normals=normals, notes=tuple(notes)
         ), tracks

@@ -102,7 +102,7 @@ IMAGES: tuple[Table, ...] = (
         "model's row in Table VI digit for digit",
     ),
     Table(
-        S1, "Table III", "wtbi", "whole", ("all",),
+        S1, "Table III", "icing", "whole", ("paper",),
         per_model(
             _S1_MODELS,
             (.704, .690, .392, .595, .685, .798, .823, .823, .894, .893, .963),

@@ -187,6 +187,21 @@ def test_the_contests_intervals_label_rows_and_the_rest_is_removed(contest: Path
     assert not every & (set(range(1002, 1499)) | set(range(2802, 2880)))
 
 
+def test_the_papers_split_shares_rows_and_says_so(contest: Path) -> None:
+    data = series("icing", contest, protocol="paper")
+    assert "leaks" in data.source.protocol
+    parts = (data.train, data.validation, data.calibration, data.test)
+    assert all(len(r.rows) == 26 for part in parts for r in part)
+    assert all(r.labels is not None and not r.labels.any() for part in parts[:3] for r in part)
+    icy = [r for r in data.test if r.name == "icing"]
+    assert len(icy) == 351 - 25
+    normal = len(data.test) - len(icy)
+    assert normal == round(0.3 * (normal + sum(map(len, parts[:3]))))
+    trained = {row.tobytes() for r in data.train for row in r.rows}
+    shared = [row.tobytes() in trained for r in data.test if r.name == "normal" for row in r.rows]
+    assert np.mean(shared) > 0.9
+
+
 def test_contest_rows_can_be_used_as_they_are(contest: Path) -> None:
     data = series("icing", contest, average_s=None)
     assert data.period_s == 15.0
