@@ -7,6 +7,8 @@ vectors or feature maps, are judged by
                  those are from their own neighbours to the power ``locality``; of the last block
                  (of an own backbone: what its contrastive loss compared)
 ``whitened``     the same of whitened vectors, whose length counts as well
+``pixels``       the same of the input itself on a coarse grid: what one class of centred objects
+                 needs no network for
 ``mahalanobis``  distance from the mean under the covariance, block by block, summed (Gaussian AD);
                  of several centres the nearest
 ``patches``      distance of each place's features to the nearest of a bank of places; the mean of
@@ -56,9 +58,9 @@ from service.runtime import NeighbourIndex, Runtime
 BACKBONE, ARRAYS = "backbone.onnx", "arrays.npz"
 PATCH_INDEX = "patches.faiss"
 
-NearestMember = Literal["knn", "whitened"]
+NearestMember = Literal["knn", "whitened", "pixels"]
 Member = NearestMember | Literal["mahalanobis", "patches"]
-NEAREST: tuple[NearestMember, ...] = ("knn", "whitened")
+NEAREST: tuple[NearestMember, ...] = ("knn", "whitened", "pixels")
 
 
 class EmbeddingParams(Params):
@@ -72,10 +74,10 @@ class EmbeddingParams(Params):
     members: tuple[Member, ...] = Field(min_length=1)
     """More than one: combined."""
     combine: Literal["sum", "max"] = "sum"
-    neighbours: int = Field(ge=1, description="K of knn and whitened")
+    neighbours: int = Field(ge=1, description="K of the nearest")
     locality: float = Field(ge=0, le=1)
     radius: dict[NearestMember, float] = Field(default_factory=dict)
-    """Of ``knn`` and ``whitened``, where they are members; see ``Nearest``."""
+    """Of the members that search for neighbours; see ``Nearest``."""
     nearest_block: dict[NearestMember, int] = Field(default_factory=dict)
     nearest_grid: dict[NearestMember, int] = Field(default_factory=dict)
     top: float = Field(gt=0, le=1, description="share of the furthest places")
@@ -132,7 +134,7 @@ class EmbeddingDetector:
         blocks = self.parts.blocks(x)
         t1 = perf_counter()
         far = self._distances(blocks) if maps else None
-        scores = self.join(self._members(blocks, far))
+        scores = self.join(self._members(x, blocks, far))
         t2 = perf_counter()
         residual = self._residual(scores, far) if maps else None
         phases = {"infer": t1 - t0, "search": t2 - t1, "postprocess": perf_counter() - t2}
@@ -140,18 +142,23 @@ class EmbeddingDetector:
 
     def measure(self, x: Float32[np.ndarray, "N C H W"]) -> dict[Member, Float64[np.ndarray, " N"]]:
         """The score of each member, not joined."""
-        return self._members(self.parts.blocks(x), None)
+        return self._members(x, self.parts.blocks(x), None)
 
     def _distances(self, blocks: Blocks) -> Float64[np.ndarray, "N h w"] | None:
         return None if self.parts.patches is None else self.parts.patches.distances(blocks)
 
     def _members(
-        self, blocks: Blocks, far: Float64[np.ndarray, "N h w"] | None
+        self,
+        x: Float32[np.ndarray, "N C H W"],
+        blocks: Blocks,
+        far: Float64[np.ndarray, "N h w"] | None,
     ) -> dict[Member, Float64[np.ndarray, " N"]]:
         parts = self.parts
         found: dict[Member, Float64[np.ndarray, " N"]] = {}
         for member in self.params.members:
-            if member in NEAREST:
+            if member == "pixels":
+                found[member] = parts.nearest[member].scores([x])
+            elif member in NEAREST:
                 found[member] = parts.nearest[member].scores(blocks)
             elif member == "mahalanobis" and parts.gaussian is not None:
                 found[member] = parts.gaussian.scores(blocks)

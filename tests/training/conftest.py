@@ -46,7 +46,10 @@ QUICK = {
         "epochs=12",
         "learning_rate=3e-3",
     ],
-    "pixel_diffusion": ["train_steps=150", "batch=32", "ts=[100, 300]", "scale_items=40"],
+    "pixel_diffusion": [
+        *("train_steps=250", "batch=16", "lr=3e-3", "ema=0.98"),
+        *("ts=[100, 300]", "scale_items=40"),
+    ],
     "vector_diffusion": ["system='ddpm'", "steps=400", "learning_rate=1e-3"],
 }
 SIZE = {"diffusion": 16, "embedding": 32, "iae_lstm_kl": 32, "nln": 32, "pixel_diffusion": 32}

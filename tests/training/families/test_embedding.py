@@ -123,7 +123,7 @@ def test_a_users_own_backbone_serves_from_the_command_line(
     assert roc_auc_score(digits.test_labels, found.raw) > 0.8
 
 
-@pytest.mark.parametrize("score", ["knn", "whitened", "mahalanobis", "patches"])
+@pytest.mark.parametrize("score", ["knn", "whitened", "pixels", "mahalanobis", "patches"])
 def test_each_score_tells_lying_bars_from_standing_ones(
     data: PreparedData, tmp_path: Path, score: str
 ) -> None:
@@ -133,7 +133,7 @@ def test_each_score_tells_lying_bars_from_standing_ones(
 
 
 def test_exported_files_score_as_the_torch_network_does(data: PreparedData, tmp_path: Path) -> None:
-    members = ("knn", "whitened", "mahalanobis", "patches")
+    members = ("knn", "whitened", "pixels", "mahalanobis", "patches")
     model = fitted(data, tmp_path, score="combined", combined=members)
     Embedding().export(model, data, tmp_path)
     session = Runtime(threads=1).session(tmp_path / "backbone.onnx")

@@ -171,7 +171,11 @@ def _judge(
 
 
 def _block_of(member: NearestMember, outputs: tuple[str, ...]) -> int:
-    """The last output; for ``whitened`` the one before a projection, whose space is round."""
+    """The last output; for ``whitened`` the one before a projection, whose space is round; for
+    ``pixels`` the only one.
+    """
+    if member == "pixels":
+        return 0
     projected = member == "whitened" and outputs[-1] == "projected" and len(outputs) > 1
     return len(outputs) - (2 if projected else 1)
 

@@ -43,9 +43,13 @@ def fit_nearest(
     config: EmbeddingConfig,
 ) -> tuple[Nearest, Any]:
     """A bank of the pooled features of output ``block``, and its FAISS index."""
-    grid = config.grid if member == "whitened" else 1
-    z = in_chunks(lambda x: [pooled(blocks(x)[block], grid)], train)[0]
+    grid = {"knn": 1, "whitened": config.grid, "pixels": config.pixel_grid}[member]
+    of = (lambda x: [x]) if member == "pixels" else blocks
+    z = in_chunks(lambda x: [pooled(of(x)[block], grid)], train)[0]
     mean, matrix, radius = np.zeros(z.shape[1]), np.eye(z.shape[1]), 0.0
+    if member == "pixels":
+        mean = z.mean(axis=0)
+        radius = config.pixel_radius * float(np.median(np.linalg.norm(z - mean, axis=1)))
     if member == "whitened":
         mean, matrix = whitening(z, config.ridge, config.components)
         length = np.linalg.norm((z - mean) @ matrix, axis=1)

@@ -19,7 +19,7 @@ class EmbeddingConfig(FamilyConfig):
     outputs: tuple[str, ...] = ()
     """Of a given backbone, in the order of the blocks; empty: all that are features. Of the own
     one: ``stage1``, ``stage2``, ..., ``projected``; empty: the last three of these."""
-    score: Literal["knn", "whitened", "mahalanobis", "patches", "combined"] = "combined"
+    score: Member | Literal["combined"] = "combined"
     combined: tuple[Member, ...] = Field(("knn", "whitened"), min_length=2)
     """Whose p-values are combined."""
     combine: Literal["sum", "max"] = "sum"
@@ -39,7 +39,9 @@ class EmbeddingConfig(FamilyConfig):
     components: int = Field(128, ge=1, description="most principal components that are whitened")
     radius: float = Field(1.0, ge=0)
     """By how much the length of a whitened vector counts, in medians of it: 0 = not at all."""
-    neighbours: int = Field(5, ge=1, description="K of knn and whitened")
+    pixel_grid: int = Field(14, ge=1, description="pixels: means over so many parts a side")
+    pixel_radius: float = Field(4.0, ge=0, description="as radius; large: Euclidean distance")
+    neighbours: int = Field(5, ge=1, description="K of knn, whitened, pixels")
     locality: float = Field(0.5, ge=0, le=1)
     """Power of the neighbours' own distances that a distance is divided by."""
     bank_items: int = Field(20_000, ge=2)
@@ -62,4 +64,6 @@ class EmbeddingConfig(FamilyConfig):
     @property
     def members(self) -> tuple[Member, ...]:
         """What judges."""
-        return self.combined if self.score == "combined" else (self.score,)
+        if self.score == "combined":
+            return self.combined
+        return (self.score,)

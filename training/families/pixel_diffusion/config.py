@@ -41,8 +41,8 @@ class PixelDiffusionConfig(FamilyConfig):
     )
     preset: PixelPreset = Field("cpu", description="size of the network; paper is the sources'")
     train_steps: int = Field(2000, ge=1)
-    batch: int = Field(64, ge=2)
-    lr: float = Field(1e-3, gt=0)
+    batch: int = Field(32, ge=2)
+    lr: float = Field(2e-3, gt=0, description="of preset cpu; 1e-4 in AnoDDPM and DiT")
     ema: float = Field(0.995, ge=0, lt=1)
     ts: tuple[int, ...] | None = Field(
         None, min_length=1, description="times to noise to; default: the system's own"
