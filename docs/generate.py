@@ -80,7 +80,11 @@ def loaders() -> str:
 
 def families() -> str:
     """The hyperparameters of every family."""
-    return bodies({name: one.Config.model_json_schema() for name, one in FAMILIES.items()})
+    found: dict[str, Any] = {}
+    for name, one in FAMILIES.items():
+        whole = one.Config.model_json_schema(ref_template="#/{model}")
+        found |= {name: whole, **whole.get("$defs", {})}
+    return bodies(found)
 
 
 def speed() -> str:

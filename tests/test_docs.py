@@ -152,8 +152,8 @@ def test_the_readme_stays_short_and_begins_with_two_commands() -> None:
 
 def test_examples_of_files_can_be_used() -> None:
     text = (DOCS / "training.md").read_text()
-    (toml,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    TrainConfig.model_validate(tomllib.loads(toml))
+    whole, tune = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    TrainConfig.model_validate(tomllib.loads(whole + tune))
 
 
 def test_the_recipe_for_keys_makes_keys(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class TrainConfig(BaseModel):
     calibration: CalibrationConfig = CalibrationConfig()
     train: TrainSettings = TrainSettings()
     tune: dict[str, Any] = {}
-    """Settings and where to search for them, for ``python -m training tune`` alone."""
+    """Settings and where to search for them, for the command ``tune`` alone."""
     seen: str = ""
     """What figures of the test split were seen while these settings were found; empty for none.
     The card shows it."""

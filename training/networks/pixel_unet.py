@@ -4,16 +4,20 @@ Sources: Wyatt et al., AnoDDPM, 2022 (``paper``: its widths at 32 x 32); Graham 
 Diffusion Models for Out-of-Distribution Detection, 2023 (``small``: its small network).
 
 Differs from the sources in: ``cpu`` works on 4 x 4 patches moved into channels, a sixteenth of the
-places. Convolutions with stride go down, nearest neighbours and a convolution up.
+places. A share of the input that depends on the time is added to the output: noise is of full rank,
+and would otherwise have to pass through every one of few channels. Convolutions with stride go
+down, nearest neighbours and a convolution up.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from diffusers import UNet2DModel
+from diffusers.models.embeddings import get_timestep_embedding
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+_FREQUENCIES = 64
 PixelPreset = Literal["paper", "small", "cpu"]
 
 
@@ -62,9 +66,13 @@ class PixelUNet(nn.Module):
             norm_num_groups=32 if size.widths[0] >= 64 else 8,
         )
         self.pixels = nn.PixelShuffle(size.patch)
+        last = nn.Linear(_FREQUENCIES, 1)
+        nn.init.zeros_(last.weight)
+        self.share = nn.Sequential(nn.Linear(_FREQUENCIES, _FREQUENCIES), nn.SiLU(), last)
 
     def forward(
         self, x_t: Float[Tensor, "N C H W"], t: Int64[Tensor, " N"]
     ) -> Float[Tensor, "N C H W"]:
         eps: Tensor = self.pixels(self.unet(self.patches(x_t), t, return_dict=False)[0])
-        return eps
+        share = self.share(get_timestep_embedding(t, _FREQUENCIES))[:, :, None, None]
+        return eps + share * x_t
