@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     max_windows: int = Field(
         50_000, ge=1, description="Windows scored for one recording; vectors of one request."
     )
+    max_contributions: int = Field(
+        200_000, ge=1, description="Vectors x features named for each in one answer; bounds memory."
+    )
     max_map_pixels: int = Field(
         64_000_000, ge=1, description="Residual map values in one answer; bounds its size."
     )

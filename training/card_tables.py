@@ -1,6 +1,6 @@
 """The card's sections that are tables: figures, controls, classes, promises, papers, selection."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service.contract.manifest import Manifest, Metric
@@ -21,6 +21,8 @@ _FIGURES = {
     "iou_oracle": "IoU at the best threshold of the test split",
     "parity": "parity of the exported files with torch",
 }
+_MEAN, _OURS = "mean", "ours"
+_HEADINGS = {_MEAN: "mean of cases", _OURS: "this case"}
 NOTHING_SEEN = "Nothing was chosen on a test label."
 _TUNED = {True: "**tuned on test**", False: "no", None: "not stated"}
 
@@ -180,7 +182,9 @@ def published(manifest: Manifest, evaluation: Evaluation, config: Mapping[str, A
     )
     if not rows:
         return ""
-    cases = list(dict.fromkeys(r.case for r in sorted(rows, key=lambda r: r.case == "mean")))
+    cases = list(dict.fromkeys(r.case for r in sorted(rows, key=lambda r: r.case == _MEAN)))
+    if cases == [_MEAN]:  # ours is one case and no mean: it needs a column of its own
+        cases = [_OURS, _MEAN]
     lines: dict[tuple[str, ...], dict[str, float]] = {}
     for r in rows:
         name = f"{r.model} (same method)" if r.same_method else r.model
@@ -190,7 +194,8 @@ def published(manifest: Manifest, evaluation: Evaluation, config: Mapping[str, A
         (
             "**this model**",
             _FIGURES[k],
-            *(_own(evaluation, k, c, cases) for c in cases),
+            f"**{evaluation.metrics[k].value:.3f}**",
+            *("" for _ in cases[1:]),
             "here",
             "no",
         )
@@ -201,7 +206,7 @@ def published(manifest: Manifest, evaluation: Evaluation, config: Mapping[str, A
         (k[0], k[1], *(f"{v[c]:.3f}" if c in v else "" for c in cases), *k[2:])
         for k, v in lines.items()
     ]
-    heading = ("model", "figure", *(f"`{c}`" if c != "mean" else "mean of cases" for c in cases))
+    heading = ("model", "figure", *(_HEADINGS.get(c, f"`{c}`") for c in cases))
     return lines_of(
         "## Beside published figures",
         "",
@@ -211,11 +216,6 @@ def published(manifest: Manifest, evaluation: Evaluation, config: Mapping[str, A
         *table((*heading, "source", "selection on test labels"), [*mine, *theirs]),
         *_notes(rows),
     )
-
-
-def _own(evaluation: Evaluation, figure: str, case: str, cases: Sequence[str]) -> str:
-    """Ours is one case; only where papers give nothing but the mean does it stand beside that."""
-    return f"**{evaluation.metrics[figure].value:.3f}**" if case == cases[0] else ""
 
 
 def _notes(rows: Iterable[Published]) -> list[str]:

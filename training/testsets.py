@@ -5,9 +5,11 @@ those of the validation split stand in, and a note says so.
 
 A window of a recording is anomalous (1) when more than half of its rows are, normal (0) when no row
 it was made from is, and is left out otherwise: a detector can be neither right nor wrong about a
-window with a few icy rows.
+window with a few icy rows. Windows that the input rule refuses are counted and told: a figure is
+over what is left, and the most obvious faults may be what is missing. ``as_read`` scores them too.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +18,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from service.contract.errors import InvalidInput
 from service.contract.manifest import SeriesInput, VectorInput
-from service.contract.preprocess import prepare_series, prepare_vectors
+from service.contract.preprocess import Reason, prepare_series, prepare_vectors
 from training.data.base import ImageData, Recording, SeriesData, VectorData
 from training.data.synthetic import (
     synthetic_anomalies,
@@ -28,6 +30,7 @@ MAX_SYNTHETIC = 2000
 BLOCK_WINDOWS = 4
 """Windows that are resampled together, in window lengths."""
 _NORMAL, _MADE = 0, 1
+_ANY_READING = 1e300
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,28 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Track:
-    """The scorable windows of one test recording, in order."""
+    """The scorable windows of one test recording, in order, and which ones are refused."""
 
     name: str
     windows: Float32[np.ndarray, "W L D"]
     end: Int64[np.ndarray, " W"]
     """The row after the last one of each window."""
     anomalous: Bool[np.ndarray, " T"]
+    refused_end: Int64[np.ndarray, " R"]
+    """As ``end``, of the windows that cannot be scored."""
+    reasons: tuple[Reason, ...]
+    """Why each of those cannot."""
+
+
+def as_read(spec: SeriesInput) -> SeriesInput:
+    """The rule without a range to believe or sensors that must vary: what was read is scored.
+
+    A model that is served refuses windows out of range or with a stuck sensor. On a benchmark those
+    are faults that a detector is to find; windows with missing values or gaps stay refused.
+    """
+    free = {"low": -_ANY_READING, "high": _ANY_READING, "must_vary": False}
+    columns = tuple(column.model_copy(update=free) for column in spec.columns)
+    return spec.model_copy(update={"columns": columns})
 
 
 def image_test_set(data: ImageData, seed: int) -> Labelled:
@@ -103,16 +121,21 @@ def series_test_set(spec: SeriesInput, data: SeriesData, seed: int) -> tuple[Lab
     Classes are the names of the recordings that anomalous windows come from, where there is more
     than one.
 
+    Args:
+        spec: the manifest's rule, or ``as_read`` of it.
+        data: as the loader gave it.
+        seed: of synthetic anomalies.
+
     Raises:
         InvalidInput: neither the test nor the validation recordings hold a normal window.
     """
     tracks, normals, notes = [_track(spec, r, i) for i, r in enumerate(data.test)], "test", []
-    found = [_labelled(spec, track) for track in tracks]
+    found = [_labelled(spec, track.anomalous, track.end) for track in tracks]
     if not any((labels == 0).any() for labels in found):
         normals = "validation"
         stand_ins = [_track(spec, r, i) for i, r in enumerate(data.validation)]
         tracks = tracks + stand_ins
-        found = [_labelled(spec, track) for track in tracks]
+        found = [_labelled(spec, track.anomalous, track.end) for track in tracks]
         notes.append(_stand_in("window", sum(len(t.windows) for t in stand_ins)))
     labels = np.concatenate(found)
     recording = np.repeat(np.arange(len(tracks)), [len(x) for x in found])
@@ -123,6 +146,7 @@ def series_test_set(spec: SeriesInput, data: SeriesData, seed: int) -> tuple[Lab
         notes.append(
             f"{mixed} windows in which some rows, but at most half, are anomalous are left out"
         )
+    notes += _left_out(spec, tracks, labels)
     kept = labels >= 0
     items, labels, recording, blocks = items[kept], labels[kept], recording[kept], blocks[kept]
     if (labels == 1).any():
@@ -203,16 +227,61 @@ def _track(spec: SeriesInput, recording: Recording, number: int) -> Track:
     labels = recording.labels
     anomalous = np.zeros(len(recording.rows), bool) if labels is None else labels == 1
     name = recording.name or f"recording {number + 1}"
-    return Track(name, windows.values[keep], windows.end[keep], anomalous)
+    reasons = tuple(reason for reason in windows.reasons if reason is not None)
+    ends = windows.end[keep], windows.end[~keep]
+    return Track(name, windows.values[keep], ends[0], anomalous, ends[1], reasons)
 
 
-def _labelled(spec: SeriesInput, track: Track) -> Int64[np.ndarray, " W"]:
+def _labelled(
+    spec: SeriesInput, anomalous: Bool[np.ndarray, " T"], end: Int64[np.ndarray, " W"]
+) -> Int64[np.ndarray, " W"]:
     """1, 0, or -1 for a window that is neither."""
-    before = np.concatenate([[0], np.cumsum(track.anomalous)])
+    before = np.concatenate([[0], np.cumsum(anomalous)])
     half = (spec.smoothing - 1) // 2
-    inside = before[track.end] - before[track.end - spec.window]
-    touched = before[track.end + half] - before[track.end - spec.window - half]
+    inside = before[end] - before[end - spec.window]
+    touched = before[end + half] - before[end - spec.window - half]
     return np.where(touched == 0, 0, np.where(2 * inside > spec.window, 1, -1)).astype(np.int64)
+
+
+def _left_out(
+    spec: SeriesInput, tracks: Sequence[Track], scored: Int64[np.ndarray, " N"]
+) -> list[str]:
+    """What figures are not over: the labelled windows that cannot be scored, by kind and reason.
+
+    Args:
+        spec: the rule that refused them.
+        tracks: every recording.
+        scored: labels of the windows that can be scored.
+    """
+    refused = Counter(
+        (int(label), reason)
+        for track in tracks
+        for label, reason in zip(
+            _labelled(spec, track.anomalous, track.refused_end), track.reasons, strict=True
+        )
+        if label >= 0
+    )
+    parts = []
+    for label, kind in ((1, "anomalous"), (0, "normal")):
+        reasons = {reason: n for (of, reason), n in refused.items() if of == label}
+        lost = sum(reasons.values())
+        told = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
+        if lost:
+            parts.append(f"{lost} of {lost + int((scored == label).sum())} {kind} ones ({told})")
+    empty = sum(len(track.end) == 0 for track in tracks)
+    if empty:
+        parts.append(f"{empty} of {len(tracks)} recordings as a whole")
+    if not parts:
+        return []
+    n = int((scored >= 0).sum())
+    return [
+        f"figures are over {n} of {n + refused.total()} labelled windows; not scorable and left "
+        f"out are {_and(parts)}"
+    ]
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(parts[:-1])] if len(parts) > 1 else []), parts[-1]])
 
 
 def _blocks(spec: SeriesInput, tracks: Sequence[Track]) -> Int64[np.ndarray, " N"]:

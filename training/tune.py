@@ -9,7 +9,10 @@ Source of the sampler: Akiba et al., Optuna, KDD 2019 (tree-structured Parzen es
 """
 
 import dataclasses
-import shutil
+import hashlib
+import json
+import math
+import re
 import tempfile
 import tomllib
 import warnings
@@ -36,6 +39,7 @@ from sklearn.metrics import roc_auc_score
 from service.contract.errors import InvalidInput
 from service.runtime import Runtime
 from service.scoring import run_detector
+from training.benchmark.digest import digest_of
 from training.config import TrainConfig, load_data, make_config
 from training.data.base import Data, SeriesData
 from training.families.base import PreparedData
@@ -44,6 +48,10 @@ from training.run import Interrupted, Run
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 ERROR = "error"
+SEARCHED = "sha256 of what is searched"
+"""Of a study: its configuration, data and search space."""
+TUNED = re.compile(r"(model|input)\..+|training_stride")
+"""What may be searched: the data, the seed and the rest say what a trial is measured on."""
 _RULES = (
     "allowed are a list of values, float:LOW:HIGH, log:LOW:HIGH, int:LOW:HIGH and logint:LOW:HIGH"
 )
@@ -85,6 +93,8 @@ def distribution(name: str, rule: Any) -> BaseDistribution:
             return IntDistribution(low, high, log=kind == "logint")
         if kind in ("float", "log"):
             first, last = map(float, limits)
+            if not math.isfinite(first + last):
+                raise ValueError("limits must be finite")
             return FloatDistribution(first, last, log=kind == "log")
     except ValueError as error:
         raise InvalidInput(f"search space: {name} = {rule!r}: {error}; {_RULES}") from error
@@ -142,15 +152,22 @@ def run_study(
     as their attribute ``error``.
 
     Raises:
-        InvalidInput: the settings outside the search space are wrong, or the data is missing.
-        Interrupted: Ctrl-C.
+        InvalidInput: the settings outside the search space are wrong, the data is missing or holds
+            nothing out, or the study is one of something else.
+        KeyboardInterrupt: Ctrl-C.
     """
     config = make_config(dict(tuning.members), "the configuration")
     data = blinded(load_data(config, tuning.data_dir))
+    if not len(data.validation):
+        raise InvalidInput(
+            f"{data.source.name}: the validation split is empty, so that trials would be judged by "
+            "items they trained on; hold some out ([data] validation_share, or without fit_all)"
+        )
+    _check_study(study, _searched(config, data, tuning.space))
     if len(study.get_trials(deepcopy=False, states=ENDED)) >= trials:
         return
     study.optimize(
-        partial(_objective, tuning=tuning, data=data, study=study.study_name),
+        partial(_objective, tuning=tuning, data=data),
         callbacks=[
             lambda _, trial: say(trial),
             MaxTrialsCallback(trials, states=ENDED),
@@ -205,20 +222,55 @@ def read_space(path: Path, more: Sequence[str]) -> tuple[dict[str, Any], dict[st
         name, equals, rule = item.partition("=")
         if not equals:
             raise InvalidInput(f"--space {item}: expected e.g. model.latent=[32, 64]")
-        space[name] = tomllib.loads(f"v = {rule}")["v"] if rule.startswith("[") else rule
+        space[name.strip()] = _listed(rule.strip(), item)
     if not space:
         raise InvalidInput(f"{path}: no search space: give a table [tune] or --space")
     for name, rule in space.items():
+        if not TUNED.fullmatch(name):
+            raise InvalidInput(
+                f"search space: {name}: only settings of [model], [input] (as model.latent) and "
+                "training_stride are searched: all trials must be judged on the same data"
+            )
         distribution(name, rule)
     return members, space
 
 
-def _objective(trial: Trial, tuning: Tuning, data: Data, study: str) -> float:
-    settings = {name: suggest(trial, name, rule) for name, rule in tuning.space.items()}
-    folder = tuning.runs / f"{study}-{trial.number}"
+def _listed(rule: str, item: str) -> Any:
+    """What stands in brackets as a list; anything else as it is."""
+    if not rule.startswith("["):
+        return rule
     try:
+        return tomllib.loads(f"v = {rule}")["v"]
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(
+            f"--space {item}: not a list as TOML has it ({error}); expected e.g. "
+            'model.score=["knn", "lof"]'
+        ) from error
+
+
+def _searched(config: TrainConfig, data: Data, space: Space) -> str:
+    members = [digest_of(config), data.fingerprint, dict(space)]
+    return hashlib.sha256(json.dumps(members, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _check_study(study: optuna.Study, searched: str) -> None:
+    begun = study.get_trials(deepcopy=False)  # asked first: who began one had set the attribute
+    known = study.user_attrs.get(SEARCHED)
+    if known is None and not begun:
+        study.set_user_attr(SEARCHED, searched)
+    elif known != searched:
+        raise InvalidInput(
+            f"study {study.study_name} holds trials of another configuration, search space or "
+            "data, or of another version of this program: theirs and new ones cannot be compared; "
+            "give this search a name of its own with --study"
+        )
+
+
+def _objective(trial: Trial, tuning: Tuning, data: Data) -> float:
+    try:
+        settings = {name: suggest(trial, name, rule) for name, rule in tuning.space.items()}
         config = make_config(with_settings(tuning.members, settings), f"trial {trial.number}")
-        return _separation(config, data, folder, tuning.threads)
+        return _separation(config, data, tuning)
     except InvalidInput as error:
         trial.set_user_attr(ERROR, str(error))
         raise optuna.TrialPruned(str(error)) from error
@@ -228,14 +280,17 @@ def _objective(trial: Trial, tuning: Tuning, data: Data, study: str) -> float:
     except Exception as error:
         trial.set_user_attr(ERROR, f"{type(error).__name__}: {error}")
         raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _separation(config: TrainConfig, data: Data, folder: Path, threads: int) -> float:
-    run = Run(folder, seed=config.seed, train=config.train, progress=False)
-    with tempfile.TemporaryDirectory() as exported:
-        fitted = fit_and_open(config, data, run, Path(exported), Runtime(threads=threads))
+def _separation(config: TrainConfig, data: Data, tuning: Tuning) -> float:
+    tuning.runs.mkdir(parents=True, exist_ok=True)
+    runtime = Runtime(threads=tuning.threads)
+    with (
+        tempfile.TemporaryDirectory(prefix="trial-", dir=tuning.runs) as folder,
+        tempfile.TemporaryDirectory() as exported,
+    ):
+        run = Run(Path(folder), seed=config.seed, train=config.train, progress=False)
+        fitted = fit_and_open(config, data, run, Path(exported), runtime)
         sides = _sides(fitted.prepared)
         scores = [run_detector(fitted.detector, side, maps=False)[0] for side in sides]
     labels = np.repeat([0, 1], [len(side) for side in sides])

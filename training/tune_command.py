@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,7 +57,12 @@ def tune(
     finally:
         for process in others:
             process.terminate()
+    died = [process.exitcode for process in others if process.exitcode]
     _conclude(opened, plan, config, name, write)
+    if died:
+        ends = ", ".join(map(str, died))
+        err.print(f"{len(died)} of {jobs} processes ended with exit status {ends}", markup=False)
+        raise typer.Exit(1)
 
 
 def _start(storage: str, name: str, plan: Any, trials: int, number: int) -> Any:
@@ -109,15 +115,27 @@ def _conclude(opened: Any, plan: Any, config: Path, name: str, write: Path | Non
 def toml_of(members: dict[str, Any], inside: str = "") -> str:
     """TOML of nested tables of plain values."""
     plain = {k: v for k, v in members.items() if not isinstance(v, dict)}
-    text = "".join(f"{json.dumps(k) if '.' in k else k} = {as_toml(v)}\n" for k, v in plain.items())
+    text = "".join(f"{_key(k)} = {as_toml(v)}\n" for k, v in plain.items())
     for key, table in members.items():
         if isinstance(table, dict):
-            text += f"\n[{inside}{key}]\n{toml_of(table, f'{inside}{key}.')}"
+            name = f"{inside}{_key(key)}"
+            text += f"\n[{name}]\n{toml_of(table, f'{name}.')}"
     return text
 
 
 def as_toml(value: Any) -> str:
-    """A plain value, or a list of such, as TOML."""
+    """A plain value, or a list of such or of tables, as TOML."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(as_toml, value))}]"
-    return json.dumps(value, ensure_ascii=False) if not isinstance(value, float) else repr(value)
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_key(k)} = {as_toml(v)}' for k, v in value.items())}}}"
+    return repr(value) if isinstance(value, float) else _quoted(value)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name)
+
+
+def _quoted(value: Any) -> str:
+    # TOML has no raw DEL, and no pairs of surrogates, which ASCII alone would need
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -20,7 +20,8 @@ verifies and publishes; ``errors`` is the tree of exceptions.
 ``manifest.FORMAT`` is raised when a service of the previous release would read a new artifact
 wrongly or not at all: a member added to, removed from or renamed in ``Manifest`` (unknown members
 are refused), another meaning of a member, another preprocessing step, other arrays in the files
-above. It is not raised for a new family or new ``params``: families validate their own. To raise
+above. It is not raised for a new family, new
+``params`` or a new kind of input: what does not know them refuses them by name. To raise
 it: FORMAT + 1 and ``Manifest.format`` with it, an entry in CHANGELOG.md, publish the shipped models
 again (the old folders stay readable by the old release only), and say so in the README.
 """

@@ -7,7 +7,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from itertools import chain, islice
@@ -24,6 +24,8 @@ TIME_COLUMNS = ("time", "timestamp", "date")
 LABEL_COLUMNS = ("group", "label")
 MAX_ERRORS = 20
 """As many places as one answer names."""
+SHOWN_CHARS = 40
+"""Of a member that was sent and is not known."""
 MISSING = frozenset({"", "nan", "null", "na", "n/a", "none"})
 _SPARE_COLUMNS = 64
 _HEADER_CHARS = 1 << 16
@@ -97,7 +99,7 @@ def json_table(
     if unknown := unknown[:MAX_ERRORS]:
         raise InvalidInput(
             f"the body may hold {', '.join(known[:-1])} and {known[-1]} only",
-            tuple(FieldError(f"/{key}", "unknown member") for key in unknown),
+            tuple(FieldError(f"/{key[:SHOWN_CHARS]}", "unknown member") for key in unknown),
         )
     columns, rows = document.get("columns"), document.get(f"{noun}s")
     if isinstance(columns, list):
@@ -144,20 +146,39 @@ def csv_records(
     cells = 0
     try:
         reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        for row in reader:
-            if not row or (len(row) == 1 and not row[0].strip()):
-                continue
+        for row, line in records_in(reader):
             cells += len(row)
             # the header is not counted, so that a limit of n cells means n readings
             if rows:
                 check_cells(cells - len(rows[0]), max_cells)
             rows.append(row)
-            lines.append(reader.line_num)
+            lines.append(line)
     except csv.Error as error:
         raise MalformedInput(f"csv: line {reader.line_num}: {error}") from error
     if not rows:
         raise InvalidInput("csv: it is empty; a header line and rows are needed")
     return rows, lines
+
+
+def records_in(reader: Any, width: int = 0) -> Iterator[tuple[list[str], int]]:
+    """The records of a csv file and the lines they end on; blank lines are passed over, but where
+    a record has one cell, a blank line among others is a record without a value.
+
+    Args:
+        reader: of the ``csv`` module.
+        width: cells of the header, where that has been read; else the first record is the header.
+    """
+    first = blank = 0  # of the blank lines since the last record
+    for row in reader:
+        if (not row or (len(row) == 1 and not row[0].strip())) and not (width == 1 and row == [""]):
+            first = first if blank else reader.line_num
+            blank += width == 1
+            continue
+        for line in range(first, first + blank):
+            yield [""], line
+        blank = 0
+        width = width or len(row)
+        yield row, reader.line_num
 
 
 def read_header(cells: Sequence[str], names: Collection[str] = ()) -> tuple[str, ...]:

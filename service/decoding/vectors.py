@@ -21,6 +21,7 @@ from service.decoding.cells import (
     check_width,
     csv_records,
     json_table,
+    number_in_text,
     numbers,
     pick_columns,
     read_header,
@@ -80,7 +81,14 @@ def read_csv(spec: VectorInput, body: bytes, max_cells: int) -> Vectors:
     rows, lines = csv_records(body, names, max_cells)
     check_width(len(rows[0]), spec.features)
     header = read_header(rows[0], names)
-    return _vectors(spec, Table(header, rows[1:], lines[1:], noun=NOUN))
+    vectors = _vectors(spec, Table(header, rows[1:], lines[1:], noun=NOUN))
+    if spec.names or not all(number_in_text(cell) is not None for cell in header):
+        return vectors
+    told = (
+        "the first line was taken for a header: it holds the numbers of the features; "
+        "where it is a vector, put a header above it"
+    )
+    return Vectors(vectors.values, (*vectors.warnings, told))
 
 
 def match_features(
@@ -95,8 +103,9 @@ def match_features(
         return list(range(spec.features)), ()
     names = feature_names(spec)
     where, others, ignored = _located(names, header)
-    warnings = tuple(f"column {header[i]!r} was taken for a {what} and ignored"
-                     for i, what in ignored.items())  # fmt: skip
+    warnings = tuple(
+        f"column {header[i]!r} was taken for a {what} and ignored" for i, what in ignored.items()
+    )
     if not spec.names and len(where) < spec.features:
         order = [i for i in range(len(header)) if i not in ignored]
         if len(order) != spec.features:

@@ -4,11 +4,11 @@
 ``iforest``  how few random cuts set a vector apart: arrays of trees
 ``copod``    how far out in the tails of each feature, all features taken together: sorted columns
 
-The residual of a feature is never negative: of ``ocsvm`` its squared distance to the support
-vectors, weighted as the kernel weighs them (the score's gradient points there); of ``iforest`` by
-how much cuts of that feature shortened the vector's ways through the trees below what was expected
-before each (cuts that lengthened them are left out); of ``copod`` its term of the score, which the
-terms add up to.
+The residual of a feature is never negative: of ``ocsvm`` its squared distance to the mean of the
+support vectors, weighted as the kernel weighs them (the score's gradient points away from there);
+of ``iforest`` by how much cuts of that feature shortened the vector's ways through the trees below
+what was expected before each (cuts that lengthened them are left out); of ``copod`` its term of the
+score, which the terms add up to.
 
 Sources: Schölkopf et al., Estimating the support of a high-dimensional distribution, Neural
 Computation 2001; Liu, Ting & Zhou, Isolation forest, ICDM 2008; Li et al., COPOD: copula-based
@@ -120,7 +120,8 @@ class Forest:
         except (KeyError, TypeError) as error:
             raise ArtifactCorrupt(f"{artifact.path / FOREST}: lacks {error}") from error
         shape = found[0].shape
-        fits = len(shape) == 2 and all(
+        fits = len(shape) == 2 and 0 not in shape
+        fits = fits and all(
             a.shape == shape and a.dtype == kind for a, kind in zip(found, kinds, strict=True)
         )
         limits = (d, None, shape[-1], shape[-1], None)

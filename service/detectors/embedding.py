@@ -31,73 +31,30 @@ re-weighted largest one, no 3x3 pooling; p-values without steps, as members are 
 the sum is only a score, and calibrated like any other.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from time import perf_counter
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from jaxtyping import Float32, Float64
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from service.contract.errors import ArtifactCorrupt, ArtifactIncompatible
+from service.contract.errors import ArtifactIncompatible
 from service.contract.manifest import ImageInput
 from service.contract.store import Artifact
 from service.detectors.base import Detection, Params
-from service.detectors.embedding_members import (
-    Blocks,
-    Gaussian,
-    Nearest,
-    PatchBank,
-    smooth_resize,
-    surprise,
+from service.detectors.embedding_artifact import (
+    ARRAYS,
+    BACKBONE,
+    NEAREST,
+    EmbeddingParams,
+    Files,
+    Member,
+    Parts,
+    read_parts,
 )
-from service.runtime import NeighbourIndex, Runtime
-
-BACKBONE, ARRAYS = "backbone.onnx", "arrays.npz"
-PATCH_INDEX = "patches.faiss"
-
-NearestMember = Literal["knn", "whitened", "pixels"]
-Member = NearestMember | Literal["mahalanobis", "patches"]
-NEAREST: tuple[NearestMember, ...] = ("knn", "whitened", "pixels")
-
-
-class EmbeddingParams(Params):
-    """What scoring needs besides the arrays."""
-
-    backbone: Literal["own", "given"]
-    input: str
-    """Of the graph."""
-    outputs: tuple[str, ...] = Field(min_length=1)
-    """Of the graph: the blocks, in order."""
-    members: tuple[Member, ...] = Field(min_length=1)
-    """More than one: combined."""
-    combine: Literal["sum", "max"] = "sum"
-    neighbours: int = Field(ge=1, description="K of the nearest")
-    locality: float = Field(ge=0, le=1)
-    radius: dict[NearestMember, float] = Field(default_factory=dict)
-    """Of the members that search for neighbours; see ``Nearest``."""
-    nearest_block: dict[NearestMember, int] = Field(default_factory=dict)
-    nearest_grid: dict[NearestMember, int] = Field(default_factory=dict)
-    top: float = Field(gt=0, le=1, description="share of the furthest places")
-    selection: dict[str, float] = Field(default_factory=dict)
-    """AUROC of each member on held-out normals against synthetic anomalies; decides nothing."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a detector is made of; training builds one of torch parts, ``open`` one of files."""
-
-    params: EmbeddingParams
-    size: tuple[int, int]
-    """(H, W) of the input."""
-    blocks: Callable[[Float32[np.ndarray, "N C H W"]], Blocks]
-    nearest: Mapping[NearestMember, Nearest]
-    gaussian: Gaussian | None
-    patches: PatchBank | None
-    held_out: Mapping[Member, Float64[np.ndarray, " n"]]
-    """Sorted scores of held-out normals, by member; empty where there is one member."""
+from service.detectors.embedding_members import Blocks, smooth_resize, surprise
+from service.runtime import Runtime
 
 
 class EmbeddingDetector:
@@ -126,7 +83,8 @@ class EmbeddingDetector:
         def blocks(x: Float32[np.ndarray, "N C H W"]) -> Blocks:
             return graph.run(params.outputs, {params.input: x})
 
-        return cls(read_parts(params, spec, blocks, artifact.path, runtime))
+        files = Files(artifact.arrays(ARRAYS), artifact.file)
+        return cls(read_parts(params, spec, blocks, files, runtime))
 
     def detect(self, x: Float32[np.ndarray, "N C H W"], *, maps: bool) -> Detection:
         """Raw scores and residual maps; see ``Detector.detect``."""
@@ -184,75 +142,3 @@ class EmbeddingDetector:
         rows = smooth_resize(height, far.shape[1])
         columns = smooth_resize(width, far.shape[2])
         return np.asarray(rows @ far.astype(np.float32) @ columns.T)
-
-
-def read_parts(
-    params: EmbeddingParams,
-    spec: ImageInput,
-    blocks: Callable[[Float32[np.ndarray, "N C H W"]], Blocks],
-    folder: Path,
-    runtime: Runtime,
-) -> Parts:
-    """The parts of a folder's files around a backbone.
-
-    Raises:
-        ArtifactCorrupt: a file is missing or its arrays do not fit each other.
-    """
-    try:
-        with np.load(folder / ARRAYS, allow_pickle=False) as npz:
-            a = dict(npz)
-        near = {
-            member: _nearest(params, member, a, folder, runtime)
-            for member in NEAREST
-            if member in params.members
-        }
-        gaussian = patches = None
-        if "mahalanobis" in params.members:
-            count = range(len(params.outputs))
-            gaussian = Gaussian(
-                [a[f"centres_{i}"] for i in count], [a[f"precision_{i}"] for i in count]
-            )
-        if "patch_mean" in a:
-            index = runtime.index(folder / PATCH_INDEX)
-            _agree(folder / PATCH_INDEX, index, len(a["patch_mean"]), 1)
-            patches = PatchBank(a["patch_mean"], a["patch_weight"], index, params.top)
-        elif "patches" in params.members:
-            raise KeyError("patch_mean")
-        several = params.members if len(params.members) > 1 else ()
-        held_out = {member: a[f"held_out_{member}"] for member in several}
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise ArtifactCorrupt(f"{folder / ARRAYS}: not the arrays needed ({error})") from error
-    size = spec.shape[1:]
-    return Parts(params, (size[0], size[1]), blocks, near, gaussian, patches, held_out)
-
-
-def index_file(member: NearestMember) -> str:
-    """The name of the bank of a member."""
-    return f"{member}.faiss"
-
-
-def _nearest(
-    params: EmbeddingParams,
-    member: NearestMember,
-    a: Mapping[str, np.ndarray],
-    folder: Path,
-    runtime: Runtime,
-) -> Nearest:
-    mean, matrix, typical = (a[f"{member}_{name}"] for name in ("mean", "matrix", "typical"))
-    path = folder / index_file(member)
-    index = runtime.index(path)
-    _agree(path, index, matrix.shape[1] + 1, params.neighbours, typical)
-    block, grid, radius = (
-        of[member] for of in (params.nearest_block, params.nearest_grid, params.radius)
-    )
-    sizes = params.neighbours, params.locality
-    return Nearest(int(block), int(grid), mean, matrix, radius, index, typical, *sizes)
-
-
-def _agree(
-    path: Path, index: NeighbourIndex, width: int, least: int, of_each: np.ndarray | None = None
-) -> None:
-    if index.dimension != width or index.size < least:
-        raise ArtifactCorrupt(f"{path}: {index.size} rows of {index.dimension}, not of {width}")
-    if of_each is not None and of_each.shape != (index.size,):
-        raise ArtifactCorrupt(f"{path}: {index.size} rows, but {of_each.shape} typical distances")

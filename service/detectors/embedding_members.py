@@ -3,12 +3,17 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 
 from service.detectors.neighbours import nearest
 from service.runtime import NeighbourIndex
 
-_PLACES = 4096  # searched at once: candidates are ranked exactly, in float64
+_CELLS = 2**22
+"""Numbers of the candidates of a search, which are ranked exactly, in float64: 32 MiB."""
+_CANDIDATES = 9
+"""Of a search for the nearest one."""
+
+_FAR = 20.0  # see ``surprise``
 
 Blocks = list[np.ndarray]
 """Outputs of a backbone, each [N, F] or [N, F, h, w]."""
@@ -37,7 +42,8 @@ class Nearest:
     grid: int
     """Parts of a feature map, along each side, whose means are joined."""
     mean: Float64[np.ndarray, " F"]
-    matrix: Float64[np.ndarray, "F D"]
+    matrix: Float64[np.ndarray, "F D"] | None
+    """None: features are compared as they are."""
     radius: float
     """Joined as one more coordinate before vectors are brought to length 1: at 0 only directions
     count, a large one leaves Euclidean distances."""
@@ -49,8 +55,8 @@ class Nearest:
 
     def vectors(self, blocks: Blocks) -> Float32[np.ndarray, "N D1"]:
         """What the index holds of items."""
-        z = (pooled(blocks[self.block], self.grid) - self.mean) @ self.matrix
-        return on_sphere(z, self.radius)
+        z = pooled(blocks[self.block], self.grid)
+        return on_sphere(projected(z, self.mean, self.matrix), self.radius)
 
     def search(
         self, blocks: Blocks, k: int
@@ -96,9 +102,9 @@ class PatchBank:
     def distances(self, blocks: Blocks) -> Float64[np.ndarray, "N h w"]:
         places, grid = places_of(blocks)
         places = (places - self.mean) * self.weight
+        size = max(1, _CELLS // (_CANDIDATES * places.shape[1]))
         parts = [
-            nearest(self.index, places[i : i + _PLACES], 1)[1]
-            for i in range(0, len(places), _PLACES)
+            nearest(self.index, places[i : i + size], 1)[1] for i in range(0, len(places), size)
         ]
         return np.sqrt(np.concatenate(parts)).reshape(-1, *grid)
 
@@ -113,9 +119,14 @@ def places_of(blocks: Blocks) -> tuple[Float32[np.ndarray, "M F"], tuple[int, in
     the finest map, the others enlarged to it and joined.
     """
     maps = [block for block in blocks if block.ndim == 4]
-    grid = max((block.shape[2], block.shape[3]) for block in maps)
+    grid = finest(maps)
     joined = np.concatenate([_enlarged(block, grid) for block in maps], axis=1)  # N F h w
     return joined.transpose(0, 2, 3, 1).reshape(-1, joined.shape[1]), grid
+
+
+def finest(maps: Blocks) -> tuple[int, int]:
+    """(h, w) of the largest of several feature maps."""
+    return max((block.shape[2], block.shape[3]) for block in maps)
 
 
 def _enlarged(block: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -126,18 +137,32 @@ def _enlarged(block: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def surprise(
-    held_out: Float64[np.ndarray, " n"], scores: Float64[np.ndarray, " N"]
+    curve: Float64[np.ndarray, "2 K"], scores: Float64[np.ndarray, " N"]
 ) -> Float64[np.ndarray, " N"]:
-    """-log of the conformal p-value among sorted held-out normal scores, without its steps.
+    """-log of the conformal p-value among held-out normal scores, without its steps.
 
-    Straight lines between the held-out scores; beyond the largest it goes on growing, by one for
-    each (largest - median), so that far items keep their order.
+    Straight lines between the points of ``curve`` (ascending scores and the values there); beyond
+    the largest score it goes on growing, by one for each (largest - median), so that far items keep
+    their order. From ``_FAR`` on it grows as a logarithm, and that unit is never less than a
+    thousandth of the largest: one member whose held-out scores are (nearly) equal does not silence
+    the others.
     """
-    n = len(held_out)
-    heights = np.log(n + 1) - np.log(n - np.arange(n))  # of the ascending scores
-    beyond = np.maximum(scores - held_out[-1], 0)
-    unit = max(float(held_out[-1] - np.median(held_out)), 1e-12)
-    return np.asarray(np.interp(scores, held_out, heights) + beyond / unit)
+    places, heights = curve
+    largest, median = float(places[-1]), float(np.interp(np.log(2), heights, places))
+    unit = max(largest - median, 1e-3 * abs(largest), 1e-12)
+    beyond = np.maximum(scores - largest, 0) / unit
+    capped = np.minimum(beyond, _FAR) + np.log1p(np.maximum(beyond - _FAR, 0))
+    return np.asarray(np.interp(scores, places, heights) + capped)
+
+
+def projected(
+    z: Float[np.ndarray, "N F"],
+    mean: Float64[np.ndarray, " F"],
+    matrix: Float64[np.ndarray, "F D"] | None,
+) -> Float64[np.ndarray, "N D"]:
+    """Features less their mean, in the space of ``matrix``."""
+    off = z - mean
+    return off if matrix is None else np.asarray(off @ matrix)
 
 
 def on_sphere(z: Float64[np.ndarray, "N D"], radius: float) -> Float32[np.ndarray, "N D1"]:

@@ -1,9 +1,10 @@
 """Scores by diffusion models of feature vectors.
 
-Most are one static graph x -> (score, residual): the error with which a denoiser finds the noise of
-the artifact in x, at several times in one batch; or the time that a small network reads off x. The
-reference's own score is a chain of denoising steps from x, for which the graph is called at every
-time: steps and noise are numbers in the artifact, so that scoring draws nothing.
+Most are one static graph: the error with which a denoiser finds the noise of the artifact in x, at
+several times in one batch, gives score and residual. The time that a small network reads off x is a
+score whose residual, forty times the work, is a graph of its own. The reference's own score is a
+chain of denoising steps from x, for which the graph is called at every time: steps and noise are
+numbers in the artifact, so that scoring draws nothing.
 
 Source: Livernoche et al., On Diffusion Modeling for Anomaly Detection, ICLR 2024; Bhosale et al.,
 Anomaly detection using diffusion-based methods; Song, Meng & Ermon, Denoising Diffusion Implicit
@@ -48,9 +49,14 @@ class VectorDiffusionDetector(GraphDetector):
     Params: ClassVar[type[Params]] = VectorDiffusionParams
 
     def __init__(
-        self, graph: Session, *, image: bool = False, chain: dict[str, np.ndarray] | None = None
+        self,
+        graph: Session,
+        *,
+        image: bool = False,
+        residual: Session | None = None,
+        chain: dict[str, np.ndarray] | None = None,
     ) -> None:
-        super().__init__(graph, image=image)
+        super().__init__(graph, image=image, residual=residual)
         self._chain = chain
 
     @classmethod
@@ -85,4 +91,9 @@ def _checked(artifact: Artifact) -> dict[str, np.ndarray]:
             raise ArtifactCorrupt(f"{artifact.path / CHAIN}: lacks {name!r} of {rank} axes")
     if len({len(arrays[name]) for name in _RANKS}) != 1:
         raise ArtifactCorrupt(f"{artifact.path / CHAIN}: its arrays do not fit each other")
+    width, expected = arrays["jitter"].shape[1:], artifact.manifest.input.shape
+    if width != expected:
+        raise ArtifactIncompatible(
+            f"{artifact.path / CHAIN}: jitter of {width} numbers, the input is {expected}"
+        )
     return arrays

@@ -101,7 +101,7 @@ async def _score(request: Request, query: VectorsQuery, resources: Resources) ->
             "fpr": rule.fpr,
             "fdr": rule.fdr,
             "review_fpr": rule.review_fpr,
-            "limits": f"{settings.max_cells} {settings.max_windows}",
+            "limits": f"{settings.max_cells} {settings.max_windows} {settings.max_contributions}",
         }
 
     kept = KeptAnswer(resources, scorer, options, [body])
@@ -165,6 +165,7 @@ class _Job:
             read = read_json if media_type == JSON else read_csv
             vectors = read(spec, body, settings.max_cells)
         check_count(len(vectors), settings)
+        check_named(len(vectors), self.named, settings)
         return vectors
 
     def _prepared(self, vectors: Vectors) -> Float32[np.ndarray, "N D"]:
@@ -216,6 +217,21 @@ def check_count(count: int, settings: Settings) -> None:
         raise InputTooLarge(
             f"{count} vectors; allowed: {settings.max_windows} (ANOMALY_MAX_WINDOWS); "
             f"send them in several requests"
+        )
+
+
+def check_named(count: int, named: int, settings: Settings) -> None:
+    """Nothing, where so many features of so many vectors are named in one answer.
+
+    Raises:
+        InputTooLarge: they are too many.
+    """
+    most = settings.max_contributions
+    if count * named > most:
+        raise InputTooLarge(
+            f"{named} features to name for each of {count} vectors; allowed in all: {most} "
+            f"(ANOMALY_MAX_CONTRIBUTIONS); ask for contributions={most // count}, or send the "
+            "vectors in several requests"
         )
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from service.contract.errors import InputTooLarge, InvalidInput
 from service.contract.manifest import VectorInput
 from service.contract.preprocess import prepare_vectors
 from service.decoding.vectors import read_csv, read_json
@@ -231,6 +232,39 @@ def test_what_is_wrong_with_a_csv_is_named(client: TestClient, text: str, detail
     assert detail in refused(answer, 422, "invalid-input")["detail"]
 
 
+def test_numbers_taken_for_a_header_are_told(client: TestClient) -> None:
+    body = post_csv(client, "2,0,1\n1,2,3\n", "?model=numbered")
+    assert body["vectors"] == 1
+    (warning,) = body["warnings"]
+    assert "the first line was taken for a header" in warning
+    answer = client.post("/score/vectors?model=numbered", content="1,2,3\n4,5,6\n", headers=CSV)
+    assert "must be a header" in refused(answer, 422, "invalid-input")["detail"]
+
+
+def test_an_unknown_member_is_named_in_short(client: TestClient) -> None:
+    answer = client.post("/score/vectors", json={"vectors": [], "x" * 5000: 1})
+    problem = refused(answer, 422, "invalid-input")
+    assert problem["errors"] == [{"pointer": "/" + "x" * 40, "detail": "unknown member"}]
+
+
+ONE = VectorInput(features=1, names=("heat",), mean=(0.0,), std=(1.0,))
+
+
+@pytest.mark.parametrize("blank", ["", "  ", '""'])
+def test_a_blank_line_among_vectors_of_one_feature_is_one_without_a_value(blank: str) -> None:
+    with pytest.raises(InvalidInput, match=r"vector 1 \(line 3\): feature 'heat' is missing"):
+        read_csv(ONE, f"heat\n1\n{blank}\n2\n".encode(), 100)
+
+
+def test_blank_lines_around_vectors_of_one_feature_are_nothing() -> None:
+    assert read_csv(ONE, b"\n\nheat\n1\n2\n\n \n", 100).values.tolist() == [[1], [2]]
+
+
+def test_blank_lines_count_as_cells_where_they_are_vectors() -> None:
+    with pytest.raises(InputTooLarge):
+        read_csv(ONE, b"heat\n1\n" + b"\n" * 200 + b"2\n", 100)
+
+
 def test_a_model_without_names_says_how_many_columns_it_needs(client: TestClient) -> None:
     answer = client.post("/score/vectors?model=numbered", content="a,b\n1,2\n", headers=CSV)
     detail = refused(answer, 422, "invalid-input")["detail"]
@@ -250,6 +284,13 @@ def test_limits_are_kept(models: Path, start: Start) -> None:
         in refused(client.post("/score/vectors", json=six), 413, "input-too-large")["detail"]
     )
     assert post(client, vectors(5))["vectors"] == 5
+    client = start(models, max_contributions=8)
+    assert len(post(client, vectors(2))["results"]) == 2
+    four = {"vectors": vectors(4).tolist()}
+    problem = refused(client.post("/score/vectors", json=four), 413, "input-too-large")
+    assert "3 features to name for each of 4 vectors; allowed in all: 8" in problem["detail"]
+    assert "contributions=2" in problem["detail"]
+    assert len(post(client, vectors(4), "?contributions=2")["results"]) == 4
 
 
 def test_a_model_is_asked_for_what_it_scores(client: TestClient) -> None:

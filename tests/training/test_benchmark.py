@@ -16,8 +16,12 @@ from typer.testing import CliRunner
 from service.contract.errors import InvalidInput
 from training.__main__ import app
 from training.benchmark import cell as cells
-from training.benchmark.definition import jobs_of, read_table, table_names
+from training.benchmark.current import current
+from training.benchmark.definition import jobs_of
+from training.benchmark.reading import TABLES, read_table, table_names
+from training.benchmark.report import write_report
 from training.benchmark.results import Results
+from training.families import FAMILIES
 from training.tables import PUBLISHED
 
 VECTORS = """
@@ -120,7 +124,7 @@ def test_every_table_of_the_project_is_allowed_and_its_published_rows_exist(name
     }
     systems = [*contents.systems.values(), *contents.rows.values()]
     assert {p for system in systems for p in system.published} <= rows
-    printed = [t for t in contents.tables() if t.key in contents.published]
+    printed = contents.published_tables()
     assert {t.key for t in printed} == set(contents.published)
     for t in printed:
         cases = set(t.cases) - {"mean", "all"}
@@ -298,11 +302,151 @@ def test_several_processes_measure_what_one_does(table: Path, benchmark: Benchma
 
 def test_commands_that_write_at_the_same_time_keep_each_other_s_cells(tmp_path: Path) -> None:
     def put(i: int) -> None:
-        Results(tmp_path / "t.json", tmp_path / "runs").put(str(i), {"n": i})
+        Results(tmp_path / "t.json").put(str(i), {"n": i})
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(put, range(40)))
-    assert len(Results(tmp_path / "t.json", tmp_path / "runs").read()) == 40
+    assert len(Results(tmp_path / "t.json").read()) == 40
+    assert [p.name for p in tmp_path.iterdir()] == ["t.json"], "no lock, nothing half-written"
+
+
+def test_commands_that_write_one_report_at_the_same_time_leave_the_whole_one(
+    table: Path, benchmark: Benchmark, tmp_path: Path
+) -> None:
+    benchmark(table, "--systems=knn")
+    _, contents = read_table(str(table))
+    expected = [cell for job in jobs_of(contents) for cell in job.cells]
+    results = Results(tmp_path / "results" / "small.json")
+    known = results.read()
+    results.path.unlink()
+
+    def measured(key: str) -> None:
+        results.put(key, known[key])
+        write_report("small", contents, Results(results.path), expected)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(measured, known))
+    assert "**4 of 8 cells measured**" in report(table)
+    assert sorted(p.name for p in results.path.parent.iterdir()) == ["small.json", "small.md"]
+
+
+def test_what_another_command_measured_while_this_one_waited_is_not_measured_again(
+    table: Path, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark(table, "--seeds=0", "--cases=one", "--systems=knn")
+    known = stored(table)["knn | one | 0"]
+    table.with_name("results").joinpath("small.json").unlink()
+    locked = cells.locked
+
+    def after_another(path: Path) -> Any:
+        later = known | {"metrics": {"auroc": 0.25}, "measured_utc": cells.now_utc() + "later"}
+        Results(table.with_name("results") / "small.json").put("knn | one | 0", later)
+        return locked(path)
+
+    monkeypatch.setattr(cells, "locked", after_another)
+    benchmark(table, "--seeds=0", "--cases=one", "--systems=knn")
+    assert stored(table)["knn | one | 0"]["metrics"] == {"auroc": 0.25}
+
+
+def test_cells_of_data_that_changed_are_left_out_and_measured_anew(
+    table: Path, vector_files: dict[str, Path], benchmark: Benchmark
+) -> None:
+    own = table.with_name("own.npz")
+    own.write_bytes(vector_files["one"].read_bytes())
+    table.write_text(table.read_text().replace(str(vector_files["one"]), str(own)))
+    options = ("--seeds=0", "--cases=one")
+    benchmark(table, *options, "--systems=knn")
+    cancer = load_breast_cancer()
+    np.savez(own, X=cancer.data[:500], y=1 - cancer.target[:500])
+    cells._data.cache_clear()  # the next command would be another process
+    benchmark(table, *options, "--systems=lof")
+    assert "**1 of 8 cells measured**, 1 measured on data that changed since" in report(table)
+    assert row(table, "kNN")[2] == ""
+    benchmark(table, *options)
+    refused = stored(table)["knn | one | 0"]
+    assert refused["state"] == "failed"
+    assert "--anew" in refused["error"]
+    benchmark(table, *options, "--anew")
+    assert "**2 of 8 cells measured**;" in report(table)
+    assert len({record["fingerprint"] for record in stored(table).values()}) == 1
+
+
+def test_a_default_that_changes_is_another_setting(
+    table: Path, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark(table, "--seeds=0", "--cases=one", "--systems=knn")
+    monkeypatch.setattr(
+        type(FAMILIES["neighbours"]), "input_defaults", lambda *_: {"clip": 3.0}, raising=True
+    )
+    _, contents = read_table(str(table))
+    expected = [cell for job in jobs_of(contents) for cell in job.cells]
+    found = current(stored(table), expected)
+    assert (len(found.measured), found.older_settings) == (0, 1)
+
+
+def test_a_value_that_is_the_default_s_is_no_other_setting(table: Path) -> None:
+    cells_of = [[c.digest for j in jobs_of(read_table(str(table))[1]) for c in j.cells]]
+    table.write_text(table.read_text().replace('score = "lof"', 'score = "lof", times = 300'))
+    cells_of.append([c.digest for j in jobs_of(read_table(str(table))[1]) for c in j.cells])
+    assert cells_of[0] == cells_of[1]
+
+
+def test_a_read_out_may_not_change_what_is_trained(images: Path, benchmark: Benchmark) -> None:
+    images.write_text(images.read_text().replace('score = "recons', 'latent = 4, score = "recons'))
+    result = benchmark(images)
+    assert isinstance(result.exception, InvalidInput)
+    assert "read-out reconstruction sets latent" in str(result.exception)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_a_read_out_may_set_is_a_setting_of_the_family(name: str) -> None:
+    config = FAMILIES[name].Config
+    assert config.score_only <= set(config.model_fields)
+
+
+def test_a_table_of_one_s_own_may_not_take_the_name_of_one_of_the_project(
+    table: Path, benchmark: Benchmark
+) -> None:
+    result = benchmark(table.rename(table.with_name("tep.toml")))
+    assert isinstance(result.exception, InvalidInput)
+    assert "another name" in str(result.exception)
+    assert read_table(str(TABLES / "tep.toml"))[0] == "tep"
+
+
+def test_a_file_that_holds_something_else_is_not_written_over(
+    table: Path, benchmark: Benchmark
+) -> None:
+    place = table.with_name("results") / "small.json"
+    place.parent.mkdir()
+    place.write_text('{"rows": 3}')
+    assert isinstance(benchmark(table).exception, InvalidInput)
+    assert place.read_text() == '{"rows": 3}'
+
+
+def test_a_table_whose_base_is_itself_is_refused(table: Path, benchmark: Benchmark) -> None:
+    table.write_text('base = "small"\n' + table.read_text())
+    result = benchmark(table)
+    assert isinstance(result.exception, InvalidInput)
+    assert "itself" in str(result.exception)
+
+
+def test_without_means_each_case_stands_for_itself(table: Path, benchmark: Benchmark) -> None:
+    table.write_text(table.read_text().replace("seeds = [0, 1]", "seeds = [0]\nmean = false"))
+    assert benchmark(table, "--systems=knn").exit_code == 0
+    ours = report(table).split("## Measured")[1].split("##")[0]
+    assert "| system | one | two | both |" in ours
+    assert "no mean over cases" in report(table)
+    others = report(table).split("## Other figures")[1].split("##")[0]
+    assert "| kNN | one |" in others
+    assert "| kNN | two |" in others
+
+
+def test_the_columns_of_another_protocol_are_not_shown_beside_ours() -> None:
+    contents = read_table("adbench")[1]
+    (printed,) = contents.published_tables()
+    assert not [c for c in printed.cases if c.startswith("MVTec")]
+    assert all(len(values) == len(printed.cases) for values in printed.rows.values())
+    assert [c for c in contents.cases if c.startswith("MVTec")], "measured, but alone"
 
 
 @pytest.mark.parametrize(

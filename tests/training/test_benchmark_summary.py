@@ -62,6 +62,14 @@ def test_seeds_without_all_of_the_row_s_cases_give_no_interval() -> None:
     assert the_row().mean is None
 
 
+def test_seeds_that_change_nothing_are_said_to_be_identical() -> None:
+    twice = the_row(("a", 0, 0.5), ("a", 1, 0.5), ("b", 0, 0.7), ("b", 1, 0.7))
+    assert twice.repeated == 2
+    assert the_row(("a", 0, 0.5), ("a", 1, 0.6), ("b", 0, 0.7), ("b", 1, 0.6)).repeated == 0
+    assert the_row(("a", 0, 0.5)).repeated == 0
+    assert the_row().repeated == 0
+
+
 def test_ours_and_theirs_are_means_over_the_cases_that_both_have() -> None:
     row = the_row(("a", 0, 0.5), ("b", 0, 0.7))
     (pair,) = beside(TABLE, [row], [printed(("a", "b", "c", "mean"), 0.4, None, 0.9, 0.65)])

@@ -191,6 +191,20 @@ def test_published_figures_stand_beside_ours_and_say_how_they_were_tuned(
     assert "published" not in text(images, of_images, {"data": {"name": "magnetic_tiles"}})
 
 
+def test_our_one_case_is_not_called_a_mean(images: Scorer, of_images: Evaluation) -> None:
+    config = {"data": {"name": "fashion_mnist", "normal": tuple(range(9))}}
+    section = text(images, of_images, config, family="nln").split("## Beside published")[1]
+    section = section.split("\n## ")[0]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    assert rows[0][2:4] == ["this case", "mean of cases"]
+    ours = next(row for row in rows if "**this model**" in row[0])
+    assert ours[2] == f"**{of_images.metrics['auroc'].value:.3f}**"
+    assert ours[3].strip() == ""
+    theirs = [row for row in rows[2:] if "this model" not in row[0]]
+    assert theirs
+    assert all(row[2].strip() == "" != row[3].strip() for row in theirs)
+
+
 @pytest.mark.parametrize(
     ("params", "best", "chosen"),
     [

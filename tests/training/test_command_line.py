@@ -142,7 +142,7 @@ def test_a_run_is_not_published_over_data_that_changed(digit_folder: Path, tmp_p
         (["fit", "no-such.toml"], "no-such.toml: cannot be read"),
         (["fit", "--images=nowhere", "--name=x"], "no such folder"),
         (["fit", "--images=.", "--name=Not Allowed"], "lower case"),
-        (["fit", "--images=.", "--name=x", "--family=nope"], "known are diffusion"),
+        (["fit", "--images=.", "--name=x", "--family=nope"], "known are classic, diffusion"),
         (["fit", "--images=.", "--name=x", "--set=model.nope=1"], "nope"),
         (["fit", "--images=.", "--name=x", "--set=oops"], "KEY=VALUE"),
         (["publish", "nowhere"], "not a run folder"),

@@ -18,7 +18,7 @@ from tests.training.measured import (
     without_anomalies,
 )
 from training.evaluation import evaluate_images, evaluate_series, evaluate_vectors
-from training.testsets import series_test_set
+from training.testsets import as_read, series_test_set
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,38 @@ def test_windows_that_cannot_be_scored_are_left_out(series: Scorer) -> None:
     gappy = evaluate_series(series, series_data(replace(broken, rows=rows), recording(7)), n_boot=0)
     assert len(gappy.raw) < len(whole.raw)
     assert np.isfinite(gappy.raw).all()
+
+
+def test_what_figures_are_not_over_is_told_by_kind_and_reason(series: Scorer) -> None:
+    far, stuck, short = recording(5, slice(80, 120)), recording(6, slice(80, 120)), recording(8)
+    far.rows[100:120] = 1e4
+    stuck.rows[20:60, 2] = 0.0
+    short.rows[:] = np.nan
+    data = series_data(far, stuck, short, recording(7))
+    found = evaluate_series(series, data, n_boot=0)
+    (note,) = (n for n in found.notes if n.startswith("figures are over"))
+    every, _ = series_test_set(as_read(artifacts.SERIES_INPUT), data, seed=0)
+    anomalous = int((every.labels == 1).sum())
+    lost = anomalous - int((found.labels == 1).sum())
+    n_short = (200 - 6) // 2 + 1
+    n = len(every.labels) + n_short
+    assert note.startswith(f"figures are over {len(found.raw)} of {n} labelled windows; ")
+    assert f"{lost} of {anomalous} anomalous ones ({lost} out_of_range)" in note
+    assert "constant_sensor, 98 missing_values) and 1" in note
+    assert note.endswith(" and 1 of 4 recordings as a whole")
+
+
+def test_a_benchmark_scores_what_was_read_but_not_what_is_missing() -> None:
+    spec = as_read(artifacts.SERIES_INPUT)
+    far, gap = recording(5, slice(80, 120)), recording(6, slice(80, 120))
+    far.rows[100:110], far.rows[20:60, 2] = 1e4, 0.0
+    gap.rows[30] = np.nan
+    assert gap.timestamps_s is not None
+    gap.timestamps_s[60:] += 3600
+    labelled, (whole, cut) = series_test_set(spec, series_data(far, gap), seed=0)
+    assert whole.reasons == ()
+    assert set(cut.reasons) == {"missing_values", "time_gap"}
+    assert np.isfinite(labelled.items).all()
 
 
 def test_recordings_too_short_for_a_window_are_refused(series: Scorer) -> None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from service.contract.errors import InvalidInput
+from service.contract.manifest import VectorInput
 from service.contract.preprocess import prepare_vectors
 from service.contract.store import open_artifact
 from service.runtime import Runtime
@@ -119,3 +120,13 @@ def test_a_cell_that_is_no_number_is_named_with_its_line(models: Path, tmp_path:
     source.write_text("torque,current,heat\n1,2,3\n1,two,3\n")
     with pytest.raises(InvalidInput, match=r"vector 1 \(line 3\), feature 'current': 'two'"):
         score(source, tmp_path / "out", models, "part")
+
+
+def test_a_blank_line_of_a_one_feature_file_is_an_item_without_a_value(tmp_path: Path) -> None:
+    one = VectorInput(features=1, names=("heat",), mean=(0.0,), std=(1.0,))
+    publish_vectors(tmp_path / "models", spec=one)
+    source = tmp_path / "a.csv"
+    source.write_text("heat\n0.25\n\n0.5\n\n")
+    found = score(source, tmp_path / "out", tmp_path / "models", "part")
+    assert [r["raw_score"] for r in found] == [0.25, None, 0.5]
+    assert "feature 'heat' is missing" in found[1]["error"]

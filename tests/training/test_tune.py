@@ -143,12 +143,79 @@ def test_settings_that_do_not_go_together_are_pruned_and_failures_are_told(
 
 @pytest.mark.parametrize(
     ("rule", "expected"),
-    [("log:1e-4", "allowed are"), ("log:0:1", "search space"), ("[]", "allowed are")],
+    [
+        ("log:1e-4", "allowed are"),
+        ("log:0:1", "search space"),
+        ("float:0:inf", "finite"),
+        ("[]", "allowed are"),
+        ("[1,", "not a list"),
+        ("[1, nonsense]", "not a list"),
+    ],
 )
 def test_a_rule_that_is_none_is_named(tune: Tune, rule: str, expected: str) -> None:
     result = tune("--trials=1", f"--space=model.neighbours={rule}")
     assert isinstance(result.exception, InvalidInput)
     assert expected in str(result.exception)
+
+
+@pytest.mark.parametrize("name", ["data.seed", "seed", "model", "model.", "family", ""])
+def test_what_trials_are_measured_on_is_not_searched(tune: Tune, name: str) -> None:
+    result = tune("--trials=1", f"--space={name}=int:1:3")
+    assert isinstance(result.exception, InvalidInput)
+    assert "judged on the same data" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ('score = "knn"', 'score = "lof"'),
+        ("int:1:12", "int:1:9"),
+        ("[model]", "validation_share = 0.3\n[model]"),
+    ],
+)
+def test_a_study_of_something_else_is_not_gone_on_with(
+    tune: Tune, config: Path, change: tuple[str, str]
+) -> None:
+    assert tune("--trials=1").exit_code == 0
+    config.write_text(config.read_text().replace(*change))
+    result = tune("--trials=2")
+    assert isinstance(result.exception, InvalidInput)
+    assert "--study" in str(result.exception)
+    assert tune("--trials=1", "--study=other").exit_code == 0
+
+
+def test_a_study_of_other_files_is_not_gone_on_with(tune: Tune, tmp_path: Path) -> None:
+    assert tune("--trials=1").exit_code == 0
+    cancer = load_breast_cancer()
+    np.savez(tmp_path / "cells.npz", X=cancer.data[:400], y=1 - cancer.target[:400])
+    assert isinstance(tune("--trials=2").exception, InvalidInput)
+
+
+def test_nothing_is_searched_where_nothing_is_held_out(
+    tune: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_fitted(*a: Any) -> Data:
+        data = load_data(*a)
+        return dataclasses.replace(data, validation=data.validation[:0])
+
+    monkeypatch.setattr(tuning, "load_data", all_fitted)
+    result = tune("--trials=1")
+    assert isinstance(result.exception, InvalidInput)
+    assert "validation split is empty" in str(result.exception)
+
+
+def test_a_process_that_dies_is_told(tune: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Died:
+        exitcode = 3
+
+        def join(self) -> None: ...
+        def terminate(self) -> None: ...
+
+    monkeypatch.setattr("training.tune_command._start", lambda *_: Died())
+    result = tune("--trials=1", "--jobs=2")
+    assert result.exit_code == 1
+    assert "1 of 2 processes ended with exit status 3" in result.output
+    assert "model.neighbours = " in result.output, "what the others found is still told"
 
 
 def test_a_configuration_with_a_search_space_is_still_one_to_fit(config: Path) -> None:
@@ -171,7 +238,9 @@ PLAIN = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
     st.text(st.characters(codec="utf-8", exclude_categories=["Cs"])),
 )
-NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
+NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True) | st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=6
+)
 MEMBERS = st.recursive(
     st.dictionaries(NAMES, PLAIN | st.lists(PLAIN, max_size=3), max_size=4),
     lambda inner: st.dictionaries(NAMES, PLAIN | inner, max_size=4),

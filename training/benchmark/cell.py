@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from service.contract.errors import InvalidInput
 from service.runtime import Runtime
 from training.benchmark.definition import Cell, Job
 from training.benchmark.measuring import by_class, figures_of, measure
-from training.benchmark.results import Record, locked
+from training.benchmark.results import Record, Results, locked
 from training.commit import commit_of_the_code
 from training.config import TrainConfig, load_data
 from training.data.base import Data
@@ -31,7 +32,11 @@ class Place:
     runs: Path
     """Run folders, shared by all tables."""
     data_dir: Path | None
+    results: Path
+    """Where the table's cells are stored."""
     threads: int
+    began_utc: str
+    """What other commands measured after it, while a job waited for them, is not measured again."""
     anew: bool = False
     """Fits that the run folders hold are thrown away."""
 
@@ -43,16 +48,33 @@ def do(job: Job, place: Place, store: Callable[[Cell, Record], None]) -> None:
         Interrupted: Ctrl-C; what was trained is kept.
     """
     with locked(place.runs / f"{job.run}.lock"):
-        if place.anew:
+        done = _meanwhile(job, place)
+        if place.anew and len(done) < len(job.cells):
             shutil.rmtree(place.runs / job.run, ignore_errors=True)
         for cell in job.cells:
             try:
-                record = _measured(cell, job, place)
+                record = done.get(cell.key) or _measured(cell, job, place)
             except Interrupted:
                 raise
             except Exception as error:
                 record = failed(cell, f"{type(error).__name__}: {error}")
             store(cell, record)
+
+
+def now_utc() -> str:
+    """The time as records have it; later ones sort behind earlier ones."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _meanwhile(job: Job, place: Place) -> dict[str, Record]:
+    known = Results(place.results).read()
+    return {
+        cell.key: record
+        for cell in job.cells
+        if (record := known.get(cell.key)) is not None
+        and (record["state"], record["digest"]) == ("measured", cell.digest)
+        and record["measured_utc"] > place.began_utc
+    }
 
 
 def failed(cell: Cell, error: str) -> Record:
@@ -64,6 +86,7 @@ def _measured(cell: Cell, job: Job, place: Place) -> Record:
     config = cell.config
     data = _data(config.model_dump_json(include={"name", "family", "data", "seed"}), place.data_dir)
     run = Run(place.runs / job.run, seed=config.seed, train=config.train, progress=False)
+    _check_data(run, data)
     with tempfile.TemporaryDirectory() as folder:
         fitted = fit_and_open(config, data, run, Path(folder), Runtime(threads=place.threads))
         scored = measure(fitted.detector, fitted.spec, data, fitted.prepared, config.seed)
@@ -72,6 +95,7 @@ def _measured(cell: Cell, job: Job, place: Place) -> Record:
         return _record(
             cell,
             state="measured",
+            fingerprint=data.fingerprint,
             metrics=metrics,
             by_class=by_class(scored),
             notes=[*scored.test.notes, *(["synthetic anomalies"] * scored.test.synthetic)],
@@ -92,6 +116,16 @@ def _measured(cell: Cell, job: Job, place: Place) -> Record:
         )
 
 
+def _check_data(run: Run, data: Data) -> None:
+    try:
+        run.check_data(data.fingerprint)
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"the data changed since {run.folder.name} was trained on it: what was measured before "
+            "is of other data; measure these cases again with --anew"
+        ) from error
+
+
 def _record(cell: Cell, **members: Any) -> Record:
     return {
         "row": cell.row,
@@ -99,7 +133,7 @@ def _record(cell: Cell, **members: Any) -> Record:
         "seed": cell.seed,
         "digest": cell.digest,
         **members,
-        "measured_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "measured_utc": now_utc(),
         "commit": commit_of_the_code(),
         "versions": tool_versions(),
     }

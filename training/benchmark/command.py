@@ -57,11 +57,8 @@ def benchmark(
         )
         out.print(made.read_text())
         return
-    from training.benchmark.definition import (  # noqa: PLC0415 loads torch
-        jobs_of,
-        read_table,
-        table_names,
-    )
+    from training.benchmark.definition import jobs_of  # noqa: PLC0415 loads torch
+    from training.benchmark.reading import read_table, table_names  # noqa: PLC0415
     from training.benchmark.runner import Limits, run_table  # noqa: PLC0415
     from training.run import Interrupted  # noqa: PLC0415
 

@@ -1,23 +1,22 @@
-"""A table's TOML, and the cells that it asks for."""
+"""A table, and the cells that it asks for."""
 
-import hashlib
-import json
-import tomllib
+import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.contract.errors import InvalidInput
+from training.benchmark.digest import data_digest, digest_of
 from training.config import TrainConfig, make_config
+from training.families import FAMILIES
 from training.processes import TrainSettings
 from training.tables import Table, data_name, tables_about
 from training.tables.kinds import Setting
 
 Device = Literal["auto", "cpu", "gpu"]
-TABLES = Path(__file__).parents[1] / "configs" / "tables"
 
 
 class _Members(BaseModel):
@@ -30,7 +29,7 @@ class ReadoutConfig(_Members):
     label: str
     published: tuple[str, ...] = ()
     model: dict[str, Any] = {}
-    """What differs from the system's ``[model]``; must not change what is trained."""
+    """What differs from the system's ``[model]``: what the family names in ``score_only``."""
 
 
 class SystemConfig(_Members):
@@ -49,6 +48,20 @@ class SystemConfig(_Members):
     note: str = ""
     """What a reader must know of its settings."""
 
+    @model_validator(mode="after")
+    def _read_outs_share_the_fit(self) -> Self:
+        if self.family not in FAMILIES:
+            return self  # told by its name where the cells are made
+        free = FAMILIES[self.family].Config.score_only
+        for name, readout in self.readouts.items():
+            if wrong := sorted(set(readout.model) - free):
+                raise ValueError(
+                    f"read-out {name} sets {', '.join(wrong)}, which may change what is trained: "
+                    f"of family {self.family} only {', '.join(sorted(free)) or 'nothing'} does "
+                    "not; make it a system of its own"
+                )
+        return self
+
 
 class TableConfig(_Members):
     """One TOML of ``configs/tables``."""
@@ -59,10 +72,14 @@ class TableConfig(_Members):
     setting: Setting
     published: tuple[str, ...] = ()
     """Keys of the published tables that stand beside it, such as ``S1 Table II``."""
+    published_cases: tuple[str, ...] = ()
+    """Of those tables, the columns of the same protocol; empty: all."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     metric: str = "auroc"
     by_class: bool = False
     """Whether the AUROC of each anomalous class alone is shown too."""
+    mean: bool = True
+    """Whether a mean over cases says anything; without, each case stands for itself."""
     seen: str = ""
     """What figures of the test split were seen while the settings were found; empty for none."""
     data: dict[str, Any]
@@ -77,6 +94,9 @@ class TableConfig(_Members):
         unknown = {c for members in self.groups.values() for c in members} - set(self.cases)
         if unknown:
             raise ValueError(f"groups name cases that there are not: {sorted(unknown)}")
+        columns = {*self.cases, *self.groups}
+        if unknown := set(self.published_cases) - columns:
+            raise ValueError(f"published_cases that there are not: {sorted(unknown)}")
         known = {t.key for t in self.tables()}
         if wrong := set(self.published) - known:
             raise ValueError(
@@ -88,6 +108,13 @@ class TableConfig(_Members):
     def tables(self) -> list[Table]:
         """The published tables that may stand beside this one."""
         return tables_about(data_name(self.data), self.setting)
+
+    def published_tables(self) -> list[Table]:
+        """Those that do, cut down to ``published_cases``."""
+        found = [t for t in self.tables() if t.key in self.published]
+        return (
+            [_of_cases(t, self.published_cases) for t in found] if self.published_cases else found
+        )
 
     @property
     def rows(self) -> dict[str, SystemConfig | ReadoutConfig]:
@@ -114,10 +141,15 @@ class Cell:
     def key(self) -> str:
         return f"{self.row} | {self.case} | {self.seed}"
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Of everything that the table says of this cell; not of the code."""
+        """Of everything that is said of this cell, defaults included; not of the code."""
         return digest_of(self.config)
+
+    @cached_property
+    def data_digest(self) -> str:
+        """The same where the same data is asked for, split by the same seed."""
+        return data_digest(self.config)
 
 
 @dataclass(frozen=True)
@@ -127,47 +159,6 @@ class Job:
     run: str
     """Name of the run folder: the same for the same fit, whatever table asks for it."""
     cells: tuple[Cell, ...]
-
-
-def digest_of(config: TrainConfig) -> str:
-    """sha256 of what decides a fit and its score."""
-    members = config.model_dump(include=_DECIDING, mode="json")
-    return hashlib.sha256(json.dumps(members, sort_keys=True).encode()).hexdigest()
-
-
-_DECIDING = {"family", "seed", "data", "input", "training_stride", "model"}
-
-
-def table_names() -> list[str]:
-    """The tables there are; a file whose name begins with _ is a base of others."""
-    return sorted(p.stem for p in TABLES.glob("*.toml") if not p.stem.startswith("_"))
-
-
-def read_table(name: str) -> tuple[str, TableConfig]:
-    """Name and contents of a table: one of ``configs/tables``, or a TOML of the user's own.
-
-    Raises:
-        InvalidInput: no such table, or its contents are not allowed.
-    """
-    path = Path(name) if name.endswith(".toml") else TABLES / f"{name}.toml"
-    if not path.is_file():
-        raise InvalidInput(f"no table {name!r}; there are {', '.join(table_names())}")
-    members = _with_base(path)
-    defaults = members.pop("defaults", {})
-    systems = members.get("systems", {})
-    only, leave_out = members.pop("only", list(systems)), members.pop("leave_out", [])
-    if unknown := {*only, *leave_out} - set(systems):
-        raise InvalidInput(f"{path}: no systems {', '.join(sorted(unknown))}")
-    members["systems"] = {
-        key: merge(defaults.get(system.get("family"), {}), system)
-        for key, system in systems.items()
-        if key in only and key not in leave_out
-    }
-    try:
-        return path.stem, TableConfig.model_validate(members)
-    except ValidationError as error:
-        listing = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InvalidInput(f"{path}: {listing}") from error
 
 
 def jobs_of(
@@ -228,13 +219,13 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _with_base(path: Path) -> dict[str, Any]:
-    try:
-        members = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise InvalidInput(f"{path}: {error}") from error
-    base = members.pop("base", None)
-    return merge(_with_base(path.with_name(f"{base}.toml")), members) if base else members
+def _of_cases(table: Table, cases: Collection[str]) -> Table:
+    kept = [i for i, case in enumerate(table.cases) if case in cases]
+    return dataclasses.replace(
+        table,
+        cases=tuple(table.cases[i] for i in kept),
+        rows={model: tuple(values[i] for i in kept) for model, values in table.rows.items()},
+    )
 
 
 def _read_out(members: dict[str, Any], row: SystemConfig | ReadoutConfig, name: str) -> TrainConfig:

@@ -17,7 +17,14 @@ from training.data.base import Data, ImageData, SeriesData, VectorData
 from training.families.base import PreparedData
 from training.metrics import image_metrics
 from training.pixel_metrics import pixel_metrics
-from training.testsets import Labelled, Track, image_test_set, series_test_set, vector_test_set
+from training.testsets import (
+    Labelled,
+    Track,
+    as_read,
+    image_test_set,
+    series_test_set,
+    vector_test_set,
+)
 
 PIXEL_QUANTILE = 0.995
 """Of the residuals of validation normals; above it a pixel counts as found, for the IoU."""
@@ -37,7 +44,7 @@ class Scored:
     test: Labelled
     scores: Float64[np.ndarray, " N"]
     tracks: tuple[Track, ...] = ()
-    """Of series: every test recording with all its scorable windows."""
+    """Of series: every test recording with all its windows but those with gaps."""
     seconds: float = 0.0
 
 
@@ -47,7 +54,8 @@ Figures = Callable[[Scored], dict[str, float]]
 def measure(
     detector: Detector, spec: Input, data: Data, prepared: PreparedData, seed: int
 ) -> Scored:
-    """The test split scored through the exported files.
+    """The test split scored through the exported files; of series, windows out of range and those
+    with a stuck sensor as well, which a served model would refuse.
 
     Raises:
         InvalidInput: there is no normal item to test on.
@@ -58,7 +66,7 @@ def measure(
         case ImageInput(), ImageData():
             test = image_test_set(data, seed)
         case SeriesInput(), SeriesData():
-            test, tracks = series_test_set(spec, data, seed)
+            test, tracks = series_test_set(as_read(spec), data, seed)
         case VectorInput(), VectorData():
             test = vector_test_set(spec, data, seed)
         case _:
@@ -120,7 +128,8 @@ def pixels(scored: Scored) -> dict[str, float]:
 
 def alarms(scored: Scored) -> dict[str, float]:
     """What an operator would have seen with a limit that 1 % of held-out normal windows exceed:
-    events found, how late (median), false alarms a day.
+    the share of events found and how many there are, how late those found were (median) and how
+    many that is the median of, false alarms a day.
     """
     spec, data = scored.spec, scored.data
     assert isinstance(spec, SeriesInput)
@@ -145,9 +154,11 @@ def alarms(scored: Scored) -> dict[str, float]:
             if len(track.windows)
         ]
     )
-    figures = {"events_found": found.detected / found.events} if found.events else {}
-    if found.delay_s is not None:
-        figures["detection_delay_s"] = found.delay_s
+    figures: dict[str, float] = {}
+    if found.events:
+        figures |= {"events_found": found.detected / found.events, "events": found.events}
+    if found.delay_s is not None:  # a median of late finds and few of them is no quick one
+        figures |= {"detection_delay_s": found.delay_s, "delays_counted": found.detected}
     if found.false_per_day is not None:
         figures["false_alarms_per_day"] = found.false_per_day
     return figures

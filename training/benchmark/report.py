@@ -1,12 +1,13 @@
 """A table as markdown: ours, published, both over the same cases, what it cost, what is missing."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from training.benchmark.definition import TableConfig
-from training.benchmark.results import Record
+from training.benchmark.current import Current, current
+from training.benchmark.definition import Cell, TableConfig
+from training.benchmark.results import Record, Results, write_whole
 from training.benchmark.summary import Row, beside, gains, rows_of
 from training.markdown import table as as_table
 from training.tables import Table
@@ -17,87 +18,76 @@ _TUNED = {
     None: "selection not stated",
 }
 _DIGITS = 3
+_MEANS = {
+    True: "The mean is over the measured cases of its row; ± is half of its 95 % interval over "
+    "repetitions with other seeds (Student's t over the seeds that have all of these cases; none "
+    "below two seeds), which says nothing of other data.",
+    False: "There is no mean over cases: they are not of one kind.",
+}
+_FEWER = (
+    "Rows with fewer cells are means over other cases or seeds; in brackets: of how many cells a "
+    "figure is the mean, where it is not of all."
+)
 _WIDE = 12
 """Columns beyond which systems become the columns and cases the rows."""
 
 
-def write_report(
-    name: str,
-    table: TableConfig,
-    records: Mapping[str, Record],
-    expected: Mapping[str, str],
-    folder: Path,
-) -> Path:
-    """``<name>.md`` in ``folder``, written anew.
+def write_report(name: str, table: TableConfig, results: Results, expected: Sequence[Cell]) -> Path:
+    """``<name>.md`` beside the JSON file of the results, written anew from it.
 
     Args:
         name: of the table.
         table: what it asks for.
-        records: cells by key, as stored.
-        expected: digest of each cell that there should be; what was measured with others is left
-            out, and counted.
-        folder: the JSON file lies there too.
+        results: the cells as stored.
+        expected: the cells that there should be; what was measured with other settings or on other
+            data is left out, and counted.
     """
-    current = [
-        records[k] for k, d in expected.items() if k in records and records[k]["digest"] == d
-    ]
-    cells = [r for r in current if r["state"] == "measured"]
-    failures = [r for r in current if r["state"] == "failed"]
-    published = [t for t in table.tables() if t.key in table.published]
-    rows = rows_of(table, cells, table.metric)
-    lines = [
+    path = results.path.with_suffix(".md")
+    with results.locked():  # else a command that read earlier could write later
+        found = current(results.read(), expected)
+        write_whole(path, "\n".join(_lines(name, table, found, len(expected))) + "\n")
+    return path
+
+
+def _lines(name: str, table: TableConfig, found: Current, total: int) -> list[str]:
+    published = table.published_tables()
+    rows = rows_of(table, found.measured, table.metric)
+    return [
         f"# {table.title}",
         "",
         table.protocol,
         "",
-        *_state(name, table, cells, failures, len(expected), len(_stale(records, expected))),
+        *_state(name, table, found, total),
         *_ours(table, rows),
         *_theirs(table, rows, published),
         *_beside(table, rows, published),
         *_gains(table, rows, published),
-        *_other_figures(table, cells),
-        *_cost(table, cells),
-        *_classes(table, cells),
-        *_failed(failures),
+        *_other_figures(table, found.measured),
+        *_cost(table, found.measured),
+        *_classes(table, found.measured),
+        *_failed(found.failed),
     ]
-    path = folder / f"{name}.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".md.new")
-    temporary.write_text("\n".join(lines) + "\n")
-    temporary.replace(path)
-    return path
 
 
-def _stale(records: Mapping[str, Record], expected: Mapping[str, str]) -> list[str]:
-    return [k for k, d in expected.items() if k in records and records[k]["digest"] != d]
-
-
-def _state(
-    name: str,
-    table: TableConfig,
-    cells: Sequence[Record],
-    failures: Sequence[Record],
-    total: int,
-    stale: int,
-) -> list[str]:
+def _state(name: str, table: TableConfig, found: Current, total: int) -> list[str]:
+    cells = found.measured
     counted = f"**{len(cells)} of {total} cells measured**"
-    if failures:
-        counted += f", {len(failures)} failed"
-    if stale:
-        counted += f", {stale} measured with older settings left out"
+    if found.failed:
+        counted += f", {len(found.failed)} failed"
+    if found.older_settings:
+        counted += f", {found.older_settings} measured with older settings left out"
+    if found.other_data:
+        counted += f", {found.other_data} measured on data that changed since left out"
     example = [r["protocol"] for r in cells[:1]]
     commits = sorted({r["commit"] for r in cells})
-    seen = table.seen or "none"
     return [
         f"{counted}; made by `python -m training benchmark {name}`"
         + (f" at commit {', '.join(commits)}" if commits else "")
         + f". Seeds {', '.join(map(str, table.seeds))}.",
         "",
-        "A cell is the mean over seeds; empty: not measured. The mean is over the measured cases "
-        "of its row; ± is half of its 95 % interval over repetitions with other seeds (Student's "
-        "t over the seeds that have all of these cases; none below two seeds), which says nothing "
-        "of other data. Scores are those of the exported files, as served. Figures of the test "
-        f"split seen while settings were found: {seen}.",
+        f"A cell is the mean over seeds; empty: not measured. {_MEANS[table.mean]} Scores are "
+        "those of the exported files, as served. Figures of the test split seen while settings "
+        f"were found: {table.seen or 'none'}.",
         *(f"\nOf the loader, for one of the cases: {text}." for text in example),
         *(f"\n{row.label}: {row.note}" for row in table.systems.values() if row.note),
         *(f"\nNote: {note}." for note in sorted({n for r in cells for n in r["notes"]})),
@@ -105,18 +95,22 @@ def _state(
 
 
 def _ours(table: TableConfig, rows: Sequence[Row]) -> list[str]:
-    heading = ["system", *table.cases, *table.groups, "mean", "±", "cases"]
+    over = ["mean", "±", "cases"] if table.mean else []
+    heading = ["system", *table.cases, *table.groups, *over]
     lines = [
         [
             row.label,
             *(_number(row.columns.get(c)) for c in (*table.cases, *table.groups)),
-            _number(row.mean),
-            _number(row.interval),
-            f"{len(row.by_case)} of {len(table.cases)}",
+            *(_over_cases(table, row) if table.mean else ()),
         ]
         for row in rows
     ]
     return ["", f"## Measured, {table.metric}", "", *_matrix(heading, lines)]
+
+
+def _over_cases(table: TableConfig, row: Row) -> list[str]:
+    spread = f"{row.repeated} seeds identical" if row.repeated else _number(row.interval)
+    return [_number(row.mean), spread, f"{len(row.by_case)} of {len(table.cases)}"]
 
 
 def _theirs(table: TableConfig, rows: Sequence[Row], published: Sequence[Table]) -> list[str]:
@@ -127,8 +121,9 @@ def _theirs(table: TableConfig, rows: Sequence[Row], published: Sequence[Table])
             continue
         columns = [c for c in (*table.cases, *table.groups) if c in theirs.cases]
         both = [c for c in columns if c in measured]
-        over = [f"mean of the {len(both)} measured"] if columns else []
-        heading = ["system", *columns, *over, "mean as printed", "settings"]
+        over = [f"mean of the {len(both)} measured"] if columns and table.mean else []
+        printed_mean = ["mean as printed"] if {"mean", "all"} & set(theirs.cases) else []
+        heading = ["system", *columns, *over, *printed_mean, "settings"]
         body = []
         for model, values in theirs.rows.items():
             printed = dict(zip(theirs.cases, values, strict=True))
@@ -137,8 +132,8 @@ def _theirs(table: TableConfig, rows: Sequence[Row], published: Sequence[Table])
                 [
                     model,
                     *(_number(printed[c]) for c in columns),
-                    *([_number(_mean(known))] if columns else []),
-                    _number(printed.get("mean", printed.get("all"))),
+                    *([_number(_mean(known))] if over else []),
+                    *([_number(printed.get("mean", printed.get("all")))] if printed_mean else []),
                     _TUNED[theirs.tuned_on_test(model)],
                 ]
             )
@@ -159,7 +154,7 @@ def _beside(table: TableConfig, rows: Sequence[Row], published: Sequence[Table])
             _number(pair.our_mean),
             _number(pair.their_mean),
             f"{pair.our_mean - pair.their_mean:+.{_DIGITS}f}",
-            str(len(pair.cases)),
+            str(len(pair.cases)) if table.mean else pair.cases[0],
             _TUNED[pair.table.tuned_on_test(pair.row)],
         ]
         for pair in pairs
@@ -177,7 +172,7 @@ def _beside(table: TableConfig, rows: Sequence[Row], published: Sequence[Table])
 def _gains(table: TableConfig, rows: Sequence[Row], published: Sequence[Table]) -> list[str]:
     printed = [t for t in published if t.metric == "reconstruction_gain"]
     ours = gains(table, rows)
-    if not printed or not ours:
+    if not printed or not ours or not table.mean:
         return []
     lines = []
     for key, gain in ours.items():
@@ -191,17 +186,19 @@ def _gains(table: TableConfig, rows: Sequence[Row], published: Sequence[Table]) 
 
 
 def _other_figures(table: TableConfig, cells: Sequence[Record]) -> list[str]:
-    names = dict.fromkeys(n for r in cells for n in r["metrics"] if n != table.metric)
+    names = list(dict.fromkeys(n for r in cells for n in r["metrics"] if n != table.metric))
     if not names:
         return []
     lines = []
     for key, row in table.rows.items():
-        own = [r["metrics"] for r in cells if r["row"] == key]
-        if own:
-            figures = [_number(_mean(m[n] for m in own if n in m)) for n in names]
-            lines.append([row.label, *figures, str(len(own))])
-    heading = ["system", *names, "cells"]
-    return ["", "## Other figures, mean over measured cells", "", *as_table(heading, lines)]
+        for case in (None,) if table.mean else table.cases:
+            own = [r["metrics"] for r in cells if r["row"] == key and case in (None, r["case"])]
+            if own:
+                figures = [_mean_of([m[n] for m in own if n in m], len(own)) for n in names]
+                lines.append([row.label, *([case] if case else []), *figures, str(len(own))])
+    heading = ["system", *([] if table.mean else ["case"]), *names, "cells"]
+    title = "mean over measured cells" if table.mean else "mean over seeds"
+    return ["", f"## Other figures, {title}", "", _FEWER, "", *as_table(heading, lines)]
 
 
 def _cost(table: TableConfig, cells: Sequence[Record]) -> list[str]:
@@ -239,16 +236,21 @@ def _classes(table: TableConfig, cells: Sequence[Record]) -> list[str]:
     names = dict.fromkeys(n for r in cells for n in r["by_class"])
     if not table.by_class or not names:
         return []
-    keys = [k for k in table.rows if any(r["row"] == k for r in cells)]
-
-    def mean(key: str, name: str) -> float | None:
-        return _mean(
-            r["by_class"][name] for r in cells if r["row"] == key and name in r["by_class"]
-        )
-
-    lines = [[name, *(_number(mean(key, name)) for key in keys)] for name in names]
-    heading = ["anomalies", *(table.rows[k].label for k in keys)]
-    text = "AUROC against all normal items, mean over measured cells."
+    own = {k: [r["by_class"] for r in cells if r["row"] == k] for k in table.rows}
+    own = {key: found for key, found in own.items() if found}
+    lines = [
+        [
+            name,
+            *(
+                _mean_of([c[name] for c in found if name in c], len(found))
+                for found in own.values()
+            ),
+        ]
+        for name in names
+    ]
+    lines.append(["cells", *(str(len(found)) for found in own.values())])
+    heading = ["anomalies", *(table.rows[key].label for key in own)]
+    text = f"AUROC against all normal items, mean over measured cells. {_FEWER}"
     return ["", "## By class of anomaly", "", text, "", *as_table(heading, lines)]
 
 
@@ -279,6 +281,12 @@ def _some(items: Sequence[str], most: int = 3) -> str:
 def _mean(values: Iterable[float]) -> float | None:
     found = list(values)
     return float(np.mean(found)) if found else None
+
+
+def _mean_of(values: Sequence[float], cells: int) -> str:
+    """The mean, and of how many cells where that is not all of them."""
+    fewer = f" ({len(values)})" if 0 < len(values) < cells else ""
+    return _number(_mean(values)) + fewer
 
 
 def _number(value: float | None) -> str:

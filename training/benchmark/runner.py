@@ -1,14 +1,15 @@
 """Which cell is next, what came out, how far it is."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from service.cores import usable_cores
-from training.benchmark.cell import Place
+from training.benchmark.cell import Place, now_utc
+from training.benchmark.current import current
 from training.benchmark.definition import Cell, Job, TableConfig, jobs_of
 from training.benchmark.report import write_report
 from training.benchmark.results import Record, Results
@@ -44,12 +45,13 @@ def run_table(
         Interrupted: Ctrl-C in the middle of a fit; nothing that was measured is lost.
     """
     threads = max(1, usable_cores() // limits.processes)
-    place = Place(runs, data_dir, threads, limits.anew)
-    results = Results(folder / f"{name}.json", runs)
+    results = Results(folder / f"{name}.json")
+    place = Place(runs, data_dir, results.path, threads, now_utc(), limits.anew)
     known = results.read()
     seeds = {cell.seed for job in jobs for cell in job.cells}
     expected = _expected(table, known, seeds)
-    missing = [job for job in (_missing(job, known, limits) for job in jobs) if job.cells]
+    done = set() if limits.anew else _done(known, expected)
+    missing = [job for job in (_missing(job, done) for job in jobs) if job.cells]
     until = time.monotonic() + 60 * (limits.minutes if limits.minutes is not None else 1e9)
     waiting, told = iter(missing), set[str]()
     columns = (
@@ -71,7 +73,7 @@ def run_table(
 
         def store(cell: Cell, record: Record) -> None:
             results.put(cell.key, record)
-            write_report(name, table, results.read(), expected, folder)
+            write_report(name, table, results, expected)
             bar.advance(task)
             if record["state"] == "failed" and record["error"] not in told:
                 told.add(record["error"])
@@ -81,22 +83,20 @@ def run_table(
             side_by_side(next_job, place, store, limits.processes)
         else:
             in_turn(next_job, place, store)
-    return write_report(name, table, results.read(), expected, folder)
+    return write_report(name, table, results, expected)
 
 
-def _expected(
-    table: TableConfig, known: dict[str, Record], asked: Collection[int]
-) -> dict[str, str]:
-    """The digest of every cell there should be, those of seeds beyond the table's own included."""
+def _expected(table: TableConfig, known: dict[str, Record], asked: Collection[int]) -> list[Cell]:
+    """Every cell there should be, those of seeds beyond the table's own included."""
     seeds = dict.fromkeys((*table.seeds, *asked, *(r["seed"] for r in known.values())))
-    return {cell.key: cell.digest for job in jobs_of(table, seeds=seeds) for cell in job.cells}
+    return [cell for job in jobs_of(table, seeds=seeds) for cell in job.cells]
 
 
-def _missing(job: Job, known: dict[str, Record], limits: Limits) -> Job:
-    return Job(job.run, tuple(c for c in job.cells if limits.anew or _is_missing(c, known)))
+def _done(known: Mapping[str, Record], expected: Sequence[Cell]) -> set[str]:
+    """Keys of what was measured with these settings and on this data; failed ones come again."""
+    measured = current(known, expected).measured
+    return {f"{r['row']} | {r['case']} | {r['seed']}" for r in measured}
 
 
-def _is_missing(cell: Cell, known: dict[str, Record]) -> bool:
-    """Not measured, or with other settings; what failed is tried again."""
-    record = known.get(cell.key)
-    return record is None or record["state"] != "measured" or record.get("digest") != cell.digest
+def _missing(job: Job, done: Collection[str]) -> Job:
+    return Job(job.run, tuple(c for c in job.cells if c.key not in done))

@@ -51,6 +51,13 @@ class Row:
         return float(np.mean(list(self.by_case.values()))) if self.by_case else None
 
     @property
+    def repeated(self) -> int:
+        """How many seeds gave exactly the same figures, where there are several and all did."""
+        counts = {len(seeds) for seeds in self.values.values()}
+        alike = all(len(set(seeds.values())) == 1 for seeds in self.values.values())
+        return min(counts) if alike and len(counts) == 1 and counts != {1} else 0
+
+    @property
     def interval(self) -> float | None:
         """Half of the 95 % interval of the mean over repetitions with other seeds (Student's t);
         of the seeds that have all of the row's cases, None below two.
@@ -94,6 +101,7 @@ def beside(table: TableConfig, rows: Iterable[Row], published: Iterable[Table]) 
     """Each row of ours and each published row that it names, over the cases that both have.
 
     Where the mean over all cases alone was published, only a row with all cases stands beside it.
+    In a table without means each case stands beside its own.
     """
     found = []
     for theirs in published:
@@ -102,23 +110,28 @@ def beside(table: TableConfig, rows: Iterable[Row], published: Iterable[Table]) 
         for row in rows:
             for name in row.published:
                 model = name.removeprefix(f"{theirs.paper.key} ")
-                if model in theirs.rows and (pair := _beside(table, row, theirs, model)):
-                    found.append(pair)
+                if model in theirs.rows:
+                    found += _beside(table, row, theirs, model)
     return found
 
 
-def _beside(table: TableConfig, row: Row, theirs: Table, model: str) -> Beside | None:
+def _beside(table: TableConfig, row: Row, theirs: Table, model: str) -> list[Beside]:
     printed = dict(zip(theirs.cases, theirs.rows[model], strict=True))
     shared = {c: v for c, v in printed.items() if c in row.columns and v is not None}
     name = f"{model} ({theirs.key})"
+    if not table.mean:
+        return [
+            Beside(row.label, name, theirs, model, (c,), row.columns[c], v)
+            for c, v in shared.items()
+        ]
     if shared:
         ours = float(np.mean([row.columns[c] for c in shared]))
         mean = float(np.mean(list(shared.values())))
-        return Beside(row.label, name, theirs, model, tuple(shared), ours, mean)
+        return [Beside(row.label, name, theirs, model, tuple(shared), ours, mean)]
     mean_alone = printed.get("mean")
     if mean_alone is None or row.mean is None or set(row.by_case) != set(table.cases):
-        return None
-    return Beside(row.label, name, theirs, model, tuple(table.cases), row.mean, mean_alone)
+        return []
+    return [Beside(row.label, name, theirs, model, tuple(table.cases), row.mean, mean_alone)]
 
 
 def gains(table: TableConfig, rows: Iterable[Row]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import csv
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from jaxtyping import Float64
 
 from service.contract.errors import InvalidInput, MalformedInput
 from service.contract.manifest import SeriesInput
-from service.decoding.cells import TIME_COLUMNS, delimiter_among, read_header
+from service.decoding.cells import TIME_COLUMNS, delimiter_among, read_header, records_in
 from service.decoding.tables import read_part, read_timestamps
 from training.bulk.layout import Layout, place
 from training.bulk.rows import Columns, is_text, labels_of, readings_of, seconds_of
@@ -89,10 +90,7 @@ def csv_blocks(source: Path, spec: SeriesInput, group_by: str | None) -> Iterato
         passed = frozenset({*columns.ignored, *([group_by] if group_by else [])})
         label = header.index(group_by) if group_by else None
         first = 0
-        while True:
-            rows, lines = records(source, reader, _RECORDS_AT_ONCE)
-            if not rows:
-                return
+        for rows, lines in records(source, reader, len(header), _RECORDS_AT_ONCE):
             try:
                 part = read_part(spec, header, rows, lines, first, passed)
             except InvalidInput as error:
@@ -106,33 +104,30 @@ def csv_blocks(source: Path, spec: SeriesInput, group_by: str | None) -> Iterato
             first += len(rows)
 
 
-def records(source: Path, reader: Any, most: int) -> tuple[list[list[str]], list[int]]:
-    """The next records of a csv file and the lines they are on; none at its end.
+def records(
+    source: Path, reader: Any, width: int, most: int
+) -> Iterator[tuple[list[list[str]], list[int]]]:
+    """The records of a csv file and the lines they are on, some at a time.
 
     Args:
         source: named where something is wrong.
-        reader: of the ``csv`` module.
+        reader: of the ``csv`` module, behind the header.
+        width: cells of the header.
         most: records at once.
 
     Raises:
         MalformedInput: not UTF-8 text, or not csv.
     """
-    rows: list[list[str]] = []
-    lines: list[int] = []
+    found = records_in(reader, width)
     try:
-        for row in reader:
-            if not row or (len(row) == 1 and not row[0].strip()):
-                continue
-            rows.append(row)
-            lines.append(reader.line_num)
-            if len(rows) == most:
-                break
+        while some := list(islice(found, most)):
+            rows, lines = zip(*some, strict=True)
+            yield list(rows), list(lines)
     except UnicodeDecodeError as error:
         near = f"after line {reader.line_num}"
         raise MalformedInput(f"{source}: not UTF-8 text ({near})") from error
     except csv.Error as error:
         raise MalformedInput(f"{source}: line {reader.line_num}: {error}") from error
-    return rows, lines
 
 
 def parquet_blocks(

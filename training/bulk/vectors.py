@@ -117,10 +117,7 @@ def _csv_blocks(
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         header = tuple(cell.strip() for cell in next(reader))
         order = [header.index(name) for name in columns.readings]
-        while True:
-            rows, lines = records(source, reader, at_once)
-            if not rows:
-                return
+        for rows, lines in records(source, reader, len(header), at_once):
             table = Table(header, rows, lines, first, NOUN)
             try:
                 cells = pick_columns(table, order, spec.features)

@@ -1,8 +1,10 @@
 """What a loader gives: raw items, already split, with where they come from.
 
-Four splits, no item in two of them: *train* (fits the detector, is its neighbour bank),
-*validation* (normal; scales, early stopping, choice of score variant), *calibration* (normal; the
-conformal scores, nothing else), *test* (measured once, never selected on).
+Four splits: *train* (fits the detector, is its neighbour bank), *validation* (normal; scales, early
+stopping, choice of score variant), *calibration* (normal; the conformal scores, nothing else),
+*test* (measured once, never selected on). No item is in two of them, but where a data set is split
+as published and that puts copies of one item on both sides (``duplicated`` of ADBench, ``paper`` of
+the icing contest); the protocol says so then.
 """
 
 import hashlib

@@ -13,6 +13,7 @@ from service.contract.errors import FieldError, InvalidInput
 from training.data.base import Recording, SeriesData, Source
 from training.data.blocks import BlockOptions, cut_at_gaps, split_blocks
 from training.data.download import data_folder, require
+from training.data.frames import read_frame
 from training.data.turbine_columns import CHANNELS, NAMES
 
 TIME_NAMES = frozenset({"time", "timestamp", "date"})
@@ -196,34 +197,28 @@ def read_table(
     """The named columns of a csv or parquet file.
 
     Raises:
-        InvalidInput: it cannot be read, a column is missing, or a reading is no number; the message
-            names the column and the row.
+        InvalidInput: it cannot be read, a column is missing, has no name or is there twice, a
+            reading is no number or a label is missing; the message names the column and the row.
     """
-    try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: not a readable table ({error})") from error
+    frame = read_frame(path)
     if len(frame) == 0:
         raise InvalidInput(f"{path}: no rows")
-    time_column = time_column or next(
-        (c for c in map(str, frame.columns) if c.lower() in TIME_NAMES), None
-    )
+    time_column = time_column or next((c for c in frame.columns if c.lower() in TIME_NAMES), None)
     apart = {time_column, label_column}
     if columns is None:
-        every = map(str, frame.columns)
-        columns = tuple(c for c in every if c not in apart and c.lower() not in LABEL_NAMES)
+        columns = tuple(c for c in frame.columns if c not in apart and c.lower() not in LABEL_NAMES)
     wanted = [*columns, *(c for c in (time_column, label_column) if c is not None)]
     missing = [c for c in wanted if c not in frame.columns]
     if missing:
         raise InvalidInput(
-            f"{path}: no column {', '.join(missing)}; there are {', '.join(map(str, frame))}",
+            f"{path}: no column {', '.join(missing)}; there are {', '.join(frame.columns)}",
             tuple(FieldError(f"/{c}", "missing") for c in missing),
         )
     return Table(
         columns=columns,
         rows=np.stack([_numbers(frame[c], path) for c in columns], axis=1),
         timestamps_s=None if time_column is None else _seconds(frame[time_column], path),
-        labels=None if label_column is None else _labels(frame[label_column]),
+        labels=None if label_column is None else _labels(frame[label_column], path),
     )
 
 
@@ -252,7 +247,11 @@ def _seconds(column: pd.Series, path: Path) -> Float64[np.ndarray, " T"]:
     return np.asarray(since.dt.total_seconds(), dtype=np.float64)
 
 
-def _labels(column: pd.Series) -> Int64[np.ndarray, " T"]:
+def _labels(column: pd.Series, path: Path) -> Int64[np.ndarray, " T"]:
+    missing = np.flatnonzero(column.isna())
+    if len(missing):
+        i = int(missing[0])
+        raise InvalidInput(f"{path}: column {column.name!r}, row {i + 1}: the label is missing")
     text = column.astype(str).str.strip().str.lower()
     return np.asarray(~text.isin(["0", "0.0", "false", "normal"]), dtype=np.int64)
 
@@ -267,7 +266,7 @@ def _median_step(timestamps_s: Float64[np.ndarray, " T"] | None) -> float | None
 def _within(times: Float64[np.ndarray, " T"], path: Path) -> np.ndarray:
     """Which times lie in an interval of a file with columns startTime and endTime."""
     try:
-        frame = pd.read_csv(path)
+        frame = read_frame(path)
         start, end = (_seconds(frame[name], path) for name in ("startTime", "endTime"))
     except (OSError, ValueError, KeyError) as error:
         raise InvalidInput(f"{path}: expected columns startTime and endTime ({error})") from error

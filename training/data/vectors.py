@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from service.contract.errors import InvalidInput
 from training.data.base import Source, VectorData
 from training.data.download import data_folder, require
+from training.data.frames import read_frame
 from training.data.grouping import split_groups
 from training.data.options import Options, Share
 
@@ -220,14 +221,12 @@ def _read(path: Path, label: str | None) -> _Table:
             case ".npz":
                 table = _of_npz(path)
             case ".npy":
-                table = _Table(np.load(path, allow_pickle=False), None)
-            case ".csv":
-                table = _of_frame(pd.read_csv(path), label)
-            case ".parquet":
-                table = _of_frame(pd.read_parquet(path), label)
+                table = _of_npy(path)
+            case ".csv" | ".parquet":
+                table = _of_frame(path, label)
             case _:
                 raise InvalidInput(f"{path}: must end in .npz, .npy, .csv or .parquet")
-    except (OSError, ValueError, BadZipFile) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise InvalidInput(f"{path}: cannot be read ({error})") from error
     if table.x.ndim != 2 or 0 in table.x.shape or table.x.dtype.kind not in "fiub":
         raise InvalidInput(f"{path}: expected numbers of shape [vectors, features]")
@@ -237,11 +236,31 @@ def _read(path: Path, label: str | None) -> _Table:
         row, column = broken[0]
         where = table.names[column] if table.names else column
         raise InvalidInput(f"{path}: {len(broken)} missing values, the first in row {row}, {where}")
+    if table.labels is not None:
+        _check_labels(path, table.labels)
     return _Table(x, table.labels, table.names)
 
 
+def _check_labels(path: Path, labels: np.ndarray) -> None:
+    """An item without a label is neither normal nor anomalous: it would be a class of its own."""
+    missing = pd.isna(labels) | (np.char.strip(labels.astype(str)) == "")
+    if missing.any():
+        row = int(np.flatnonzero(missing)[0])
+        raise InvalidInput(f"{path}: {int(missing.sum())} missing labels, the first in row {row}")
+
+
+def _of_npy(path: Path) -> _Table:
+    found = np.load(path, allow_pickle=False)
+    if not isinstance(found, np.ndarray):
+        raise InvalidInput(f"{path}: holds several arrays; call it .npz")
+    return _Table(found, None)
+
+
 def _of_npz(path: Path) -> _Table:
-    with np.load(path, allow_pickle=False) as arrays:
+    arrays = np.load(path, allow_pickle=False)
+    if isinstance(arrays, np.ndarray):
+        raise InvalidInput(f"{path}: holds one array; call it .npy")
+    with arrays:
         if "X" not in arrays:
             raise InvalidInput(f"{path}: no array X; there are {', '.join(arrays) or 'none'}")
         x, labels = arrays["X"], arrays.get("y")
@@ -250,18 +269,25 @@ def _of_npz(path: Path) -> _Table:
     return _Table(x, labels)
 
 
-def _of_frame(frame: pd.DataFrame, label: str | None) -> _Table:
-    found = [c for c in frame.columns if str(c).lower() in LABEL_COLUMNS]
+def _of_frame(path: Path, label: str | None) -> _Table:
+    frame = read_frame(path)
+    found = [c for c in frame.columns if c.lower() in LABEL_COLUMNS]
+    if label is None and len(found) > 1:
+        raise InvalidInput(
+            f"{path}: columns {', '.join(found)} may all be labels; option label names the one "
+            "that is"
+        )
     if label is None and found:
         label = found[0]
     if label is not None and label not in frame.columns:
-        raise InvalidInput(f"no column {label!r}; there are {', '.join(map(str, frame.columns))}")
+        raise InvalidInput(f"{path}: no column {label!r}; there are {', '.join(frame.columns)}")
     features = frame if label is None else frame.drop(columns=label)
-    text = [str(c) for c in features.columns if not pd.api.types.is_numeric_dtype(features[c])]
+    text = [c for c in features.columns if not pd.api.types.is_numeric_dtype(features[c])]
     if text:
-        raise InvalidInput(f"columns that are no numbers: {', '.join(text)}")
+        raise InvalidInput(f"{path}: columns that are no numbers: {', '.join(text)}")
     labels = None if label is None else frame[label].to_numpy()
-    return _Table(features.to_numpy(np.float64), labels, tuple(map(str, features.columns)))
+    values = features.to_numpy(np.float64, na_value=np.nan)
+    return _Table(values, labels, tuple(features.columns))
 
 
 def _classes(
@@ -272,16 +298,18 @@ def _classes(
         return np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64), dict(_TWO_KINDS)
     if labels.dtype.kind == "b":
         labels = labels.astype(np.int64)
-    values, classes = np.unique(labels.astype(str), return_inverse=True)
-    wanted = {str(value) for value in normal}
-    is_normal = np.array([_plain(value) in wanted for value in values])
-    kinds = np.where(is_normal[classes], 0, 1).astype(np.int64)
-    return kinds, classes.astype(np.int64), {i: _plain(v) for i, v in enumerate(values)}
+    written, place = np.unique(labels.astype(str), return_inverse=True)
+    called = [_plain(text) for text in written]
+    names = sorted(set(called))
+    classes = np.array([names.index(name) for name in called], dtype=np.int64)[place]
+    wanted = {_plain(str(value)) for value in normal}
+    is_normal = np.array([name in wanted for name in names])
+    return np.where(is_normal[classes], 0, 1).astype(np.int64), classes, dict(enumerate(names))
 
 
 def _plain(value: str) -> str:
-    """A label as people write it: 3, not 3.0."""
-    return value[:-2] if value.endswith(".0") else value
+    """A label as people write it: 3, not 3.0, and no space around it."""
+    return str(value).strip().removesuffix(".0")
 
 
 def _listed(values: Sequence[int | str]) -> str:

@@ -1,4 +1,4 @@
-"""What the families share whose networks are those of ``networks.hypersphere``."""
+"""What the families of autoencoders share: those of ``networks.hypersphere`` all of it."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,7 +9,8 @@ from jaxtyping import Float, Float32
 from pydantic import Field
 from torch import Tensor, nn
 
-from training.families.base import FamilyConfig
+from service.contract.manifest import ImageInput
+from training.families.base import FamilyConfig, PreparedData
 
 
 class AutoencodingConfig(FamilyConfig):
@@ -33,6 +34,12 @@ def optimiser_of(
     milestone = max(1, int(epochs * config.milestone))
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [milestone], gamma=0.1)
     return {"optimizer": optimiser, "lr_scheduler": scheduler}
+
+
+def is_bounded(data: PreparedData) -> bool:
+    """Whether a sigmoid can give what is to be rebuilt: training images in [0, 1]."""
+    low, high = data.train.min(), data.train.max()
+    return isinstance(data.spec, ImageInput) and bool(low >= 0 and high <= 1)
 
 
 def lay_out(net: nn.Module, order: torch.memory_format) -> None:

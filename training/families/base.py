@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict
 
+from service.contract.errors import InvalidInput
 from service.contract.manifest import Input, Task
 from service.detectors.base import Detection, Params
 from training.run import Run
@@ -16,6 +17,8 @@ class FamilyConfig(BaseModel):
     """Base of a family's hyperparameters: the ``[model]`` table of a TOML."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    score_only: ClassVar[frozenset[str]] = frozenset()
+    """Members that change how a fit is read out, never what ``run`` holds of it."""
 
 
 class PreparedData:
@@ -35,6 +38,20 @@ class PreparedData:
         self.validation = validation
         self.synthetic = synthetic
         """Anomalies made from the validation split, on which score variants are compared."""
+
+    def check_neighbours(self, count: int) -> None:
+        """Nothing, where images are enough for scores by this many neighbours.
+
+        Raises:
+            InvalidInput: they are not.
+        """
+        # the neighbours, one more for their weights, one whose own neighbours they are
+        least = count + 2
+        if len(self.train) < least or len(self.validation) < 2:
+            raise InvalidInput(
+                f"{len(self.train)} training and {len(self.validation)} validation images are too "
+                f"few for {count} neighbours; at least {least} and 2 are needed"
+            )
 
 
 class Family(Protocol):

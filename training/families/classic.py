@@ -17,6 +17,7 @@ from pyod.models.ocsvm import OCSVM
 from scipy.stats import skew
 from torch import Tensor, nn
 
+from service.contract.errors import InvalidInput
 from service.contract.manifest import Task
 from service.detectors.base import Detection
 from service.detectors.classic import FOREST, TAILS, ClassicParams, ClassicSystem
@@ -24,6 +25,9 @@ from service.detectors.graph import GRAPH
 from training.export import export_onnx
 from training.families.base import FamilyConfig, PreparedData
 from training.run import Run
+
+MOST_FOR_OCSVM = 50_000
+"""Some minutes of a core at tens of features; scores then compare with up to this many vectors."""
 
 
 class ClassicConfig(FamilyConfig):
@@ -94,8 +98,14 @@ class Classic:
         return {"clip": 1e4}
 
     def fit(self, config: ClassicConfig, data: PreparedData, run: Run) -> FittedClassic:
+        """The fitted detector.
+
+        Raises:
+            InvalidInput: too few training vectors for a forest, too many for ``ocsvm``.
+        """
         run.end_training()
         x = data.train.astype(np.float64)
+        _check_count(config.system, len(x))
         match config.system:
             case "iforest":
                 forest = IForest(
@@ -156,6 +166,16 @@ class Classic:
             skewed = left * (direction <= 0) + right * (direction >= 0)
             scores[i] = torch.maximum(skewed, (left + right) / 2).sum()
         return Detection(scores, None)
+
+
+def _check_count(system: ClassicSystem, count: int) -> None:
+    if system == "iforest" and count < 2:
+        raise InvalidInput(f"a forest needs at least 2 training vectors, there are {count}")
+    if system == "ocsvm" and count > MOST_FOR_OCSVM:
+        raise InvalidInput(
+            f"ocsvm's time grows with the square of the training vectors: {count} are more than "
+            f"{MOST_FOR_OCSVM}; train it on a part of them"
+        )
 
 
 def average_path(items: np.ndarray) -> Float64[np.ndarray, "..."]:

@@ -50,6 +50,7 @@ _LIMIT = 0.99
 class LinearConfig(FamilyConfig):
     """Hyperparameters."""
 
+    score_only: ClassVar[frozenset[str]] = frozenset({"score"})
     features: Features | Literal["auto"] = Field(
         "auto", description="of a window; auto: mean and deviation of each sensor; vectors are flat"
     )
@@ -133,7 +134,8 @@ class Linear:
         """The fitted model; closed form, so nothing is kept in the run folder.
 
         Raises:
-            InvalidInput: too few or equal items, or too many features for a covariance.
+            InvalidInput: too few or equal items, too many features for a covariance, or components
+                that leave nothing for the wanted score.
         """
         run.end_training()
         kind = _features(config, series=isinstance(data.spec, SeriesInput))
@@ -156,6 +158,13 @@ class Linear:
         normal = standardised(data.validation)
         wanted = _STATISTICS if config.score == "auto" else (config.score,)
         forms, components = _forms((train - mean) / scale, normal, config.variance, wanted)
+        wanted = tuple(name for name in wanted if name in forms)
+        if not wanted:
+            raise InvalidInput(
+                f"all {train.shape[1]} principal components are needed for {config.variance:.0%} "
+                f'of the variance, so score = "{config.score}" has nothing left to measure; choose '
+                '"t2" or "mahalanobis", or a lower variance'
+            )
         selection: dict[Statistic, float] = {}
         if data.synthetic is not None:
             odd = standardised(data.synthetic)
@@ -208,7 +217,10 @@ def _forms(
     variance: float,
     wanted: tuple[Statistic, ...],
 ) -> tuple[dict[Statistic, Float64[np.ndarray, "R F"]], int]:
-    """A of each wanted form M = A'A, and how many principal components were kept."""
+    """A of each wanted form M = A'A, and how many principal components were kept.
+
+    Where all are kept nothing lies off their subspace, and there is neither spe nor combined.
+    """
     size = train.shape[1]
     found: dict[Statistic, np.ndarray] = {"mean_square": np.eye(size) / np.sqrt(size)}
     components = 0
@@ -216,17 +228,17 @@ def _forms(
         pca = PCA(variance, svd_solver="full").fit(train)
         components = len(pca.components_)
         p = pca.components_  # K F
-        off = np.eye(size) - p.T @ p  # its own square root: a projection
-        within = p / np.sqrt(pca.explained_variance_)[:, None]
-        found |= {"spe": off, "t2": within}
-        limits = [
-            max(float(np.quantile(np.square(normal @ a.T).sum(axis=1), _LIMIT)), 1e-12)
-            for a in (off, within)
-        ]
-        found["combined"] = np.concatenate(
-            [a / np.sqrt(limit) for a, limit in zip((off, within), limits, strict=True)]
-        )
+        found["t2"] = within = p / np.sqrt(pca.explained_variance_)[:, None]
+        if components < size:
+            found["spe"] = off = np.eye(size) - p.T @ p  # its own square root: a projection
+            limits = [
+                max(float(np.quantile(np.square(normal @ a.T).sum(axis=1), _LIMIT)), 1e-12)
+                for a in (off, within)
+            ]
+            found["combined"] = np.concatenate(
+                [a / np.sqrt(limit) for a, limit in zip((off, within), limits, strict=True)]
+            )
     if "mahalanobis" in wanted:
         precision = LedoitWolf().fit(train).precision_
         found["mahalanobis"] = np.linalg.cholesky(precision).T
-    return {name: found[name] for name in wanted}, components
+    return {name: found[name] for name in wanted if name in found}, components

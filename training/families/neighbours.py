@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import faiss
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int64
 from pydantic import Field
 
 from service.contract.errors import InvalidInput
@@ -36,11 +36,13 @@ from training.run import Run
 
 _NEIGHBOURS: dict[NeighbourScore, int] = {"knn": 5, "lof": 20, "dte_np": 5}
 _CHUNK = 256
+_CELLS = 2**22
 
 
 class NeighboursConfig(FamilyConfig):
     """Hyperparameters; the papers' where they state them."""
 
+    score_only: ClassVar[frozenset[str]] = frozenset({"score"})
     score: NeighbourScore = "knn"
     neighbours: int | None = Field(None, ge=1, description="K; default 5, for lof 20")
     times: int = Field(300, ge=2, description="T of dte_np")
@@ -71,6 +73,12 @@ class Neighbours:
         k = config.neighbours or _NEIGHBOURS[config.score]
         if len(data.train) <= k:
             raise InvalidInput(f"{len(data.train)} training vectors cannot give {k} neighbours")
+        features = data.train.shape[1]
+        if config.score == "dte_np" and features <= 2:
+            raise InvalidInput(
+                f"score dte_np needs at least 3 features, there are {features}: the inverse gamma "
+                "distribution it comes from has the shape D / 2 - 1, which must be above 0"
+            )
         run.end_training()
         index = faiss.IndexFlatL2(data.train.shape[1])
         index.add(np.ascontiguousarray(data.train))
@@ -106,7 +114,9 @@ class Neighbours:
                 reach = torch.maximum(distance, k_distance).mean(dim=1)
                 scores = density.mean(dim=1) * (reach + LEAST_REACH)
             case "dte_np":
-                beta = torch.linspace(BETA_FIRST, BETA_LAST, model.params.times).double()
+                beta = torch.linspace(
+                    BETA_FIRST, BETA_LAST, model.params.times, dtype=torch.float64
+                )
                 variance = 1 - torch.cumprod(1 - beta, dim=0)  # T
                 half = 0.5 * x.shape[1]
                 gamma = torch.distributions.InverseGamma(half - 1, (distance**2).mean(1) / 2)
@@ -118,15 +128,23 @@ def _densities(
     index: Any, train: Float32[np.ndarray, "B D"], k: int
 ) -> tuple[Float64[np.ndarray, " B"], Float64[np.ndarray, " B"]]:
     """The k-distance and the density of each vector among the others."""
-    search = NeighbourIndex(index, 0)
-    ids, distance = np.empty((len(train), k), np.int64), np.empty((len(train), k))
-    for start in range(0, len(train), _CHUNK):
-        rows = np.arange(start, min(start + _CHUNK, len(train)))
-        found, square = nearest(search, train[rows], k + 1)
-        # itself, or among more copies than neighbours the last
-        own = found == rows[:, None]
-        own[~own.any(axis=1), -1] = True
-        ids[rows] = found[~own].reshape(-1, k)
-        distance[rows] = np.sqrt(square[~own].reshape(-1, k))
+    ids, distance = nearest_others(NeighbourIndex(index, 0), train, k)
     k_distance = distance[:, -1].copy()
     return k_distance, reachability_density(distance, k_distance[ids])
+
+
+def nearest_others(
+    index: NeighbourIndex, rows: Float32[np.ndarray, "B D"], k: int
+) -> tuple[Int64[np.ndarray, "B K"], Float64[np.ndarray, "B K"]]:
+    """Of each row of an index the k nearest others: their rows, and the distances to them."""
+    ids, distance = np.empty((len(rows), k), np.int64), np.empty((len(rows), k))
+    size = max(1, min(_CHUNK, _CELLS // ((k + 1) * rows.shape[1])))
+    for start in range(0, len(rows), size):
+        some = np.arange(start, min(start + size, len(rows)))
+        found, square = nearest(index, rows[some], k + 1)
+        # itself, or among more copies than neighbours the last
+        own = found == some[:, None]
+        own[~own.any(axis=1), -1] = True
+        ids[some] = found[~own].reshape(-1, k)
+        distance[some] = np.sqrt(square[~own].reshape(-1, k))
+    return ids, distance

@@ -3,9 +3,11 @@
 Source: Mesarcik et al., Improving novelty detection using the reconstructions of nearest
 neighbours, Array 2022, and its reference code: 2x2 kernels and max-pooling at 28 and 32 pixels,
 strided 4x4 convolutions at 128 pixels. *Differs from the source in*: batch normalisation runs in
-its true training mode (the released training step never updates its statistics); the variational
-form is scored by the mean it was trained to give (the released search asks another, untrained
-layer).
+its true training mode (the released training step never updates its statistics) and keeps 0.9 of
+its running statistics a step, not 0.99, as trainings are shorter here; 2x2 kernels of the decoder
+are convolutions that reach right and down, as the encoder's (the source's are transposed and reach
+left and up); the variational form is scored by the mean it was trained to give (the released search
+asks another, untrained layer).
 """
 
 import torch

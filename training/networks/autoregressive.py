@@ -27,14 +27,17 @@ class MaskedLinear(nn.Linear):
         itself: whether a position reads itself too, as all layers but the first may.
     """
 
+    mask: Tensor
+
     def __init__(self, positions: int, inputs: int, outputs: int, *, itself: bool) -> None:
         super().__init__(positions * inputs, positions * outputs)
         order = torch.ones(positions, positions).tril(0 if itself else -1)
         mask = order.repeat_interleave(outputs, dim=0).repeat_interleave(inputs, dim=1)
+        self.register_buffer("mask", mask, persistent=False)
         with torch.no_grad():
             self.weight.mul_(mask)
         # zeros without a gradient stay zeros: the exported layer is a plain matrix product
-        self.weight.register_hook(lambda gradient: gradient * mask.to(gradient.device))
+        self.weight.register_hook(lambda gradient: gradient * self.mask)
 
 
 class CodeDensity(nn.Module):

@@ -52,6 +52,35 @@ def test_named_columns_are_taken_in_the_order_named(tmp_path: Path) -> None:
     assert (data.train[0].rows[:, 0] == -data.train[0].rows[:, 1]).all()
 
 
+def test_a_space_in_a_header_does_not_make_the_label_a_sensor(tmp_path: Path) -> None:
+    frame = pump().rename(columns={"label": " label", "flow": "flow ", "Time": " Time"})
+    frame.to_csv(tmp_path / "pump.csv", index=False)
+    for options in ({}, {"label_column": "label", "time_column": "Time"}):
+        data = series("csv", tmp_path, path="pump.csv", **options)
+        assert data.columns == ("flow", "pressure")
+        assert data.period_s == 60.0
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [("flow, flow", "column 'flow' occurs twice"), ("flow,", "column 2 has no name")],
+)
+def test_columns_that_cannot_be_told_apart_are_refused(
+    tmp_path: Path, header: str, message: str
+) -> None:
+    (tmp_path / "pump.csv").write_text(f"{header}\n" + "1,2\n" * 50)
+    with pytest.raises(InvalidInput, match=message):
+        series("csv", tmp_path, path="pump.csv")
+
+
+def test_a_row_without_a_label_is_named(tmp_path: Path) -> None:
+    frame = pump().astype({"label": object})
+    frame.loc[7, "label"] = None
+    frame.to_csv(tmp_path / "pump.csv", index=False)
+    with pytest.raises(InvalidInput, match="column 'label', row 8: the label is missing"):
+        series("csv", tmp_path, path="pump.csv", label_column="label")
+
+
 def test_no_recording_spans_a_gap(tmp_path: Path) -> None:
     frame = pump()
     frame.loc[300:, "Time"] += pd.Timedelta(hours=1)

@@ -137,6 +137,80 @@ def test_tables_that_do_not_fit_are_refused(flowers: pd.DataFrame, tmp_path: Pat
         vectors(tmp_path / "none.csv")
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("name", [" y", "label ", " Class "])
+def test_a_space_in_a_header_does_not_make_the_label_a_feature(
+    tmp_path: Path, suffix: str, name: str
+) -> None:
+    frame = pd.DataFrame({" a ": np.arange(50.0), name: [0] * 40 + [1] * 10})
+    path = tmp_path / f"x.{suffix}"
+    frame.to_csv(path, index=False) if suffix == "csv" else frame.to_parquet(path)
+    data = vectors(path)
+    assert data.names == ("a",)
+    assert data.test_labels.sum() == 10
+    assert vectors(path, label=name.strip()).fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,a ,y\n1,2,0\n", "column 'a' occurs twice"),
+        (",a,y\n0,1,0\n", "column 1 has no name.*index=False"),
+        ("a, ,y\n0,1,0\n", "column 2 has no name"),
+        ("1.5,2\n3,4\n", "first line must be a header"),
+        ("a,y\n1,2,0\n3,4,0\n", "not a readable table.*saw 3"),
+        ("a,y,label\n1,0,0\n", "columns y, label may all be labels"),
+        ("a,y\n1,0\n2,\n3,\n", "2 missing labels, the first in row 1"),
+        ("a,y\n1,zero\n2,   \n", "1 missing labels, the first in row 1"),
+        ("", "not a readable table"),
+    ],
+)
+def test_headers_and_labels_that_leave_a_doubt_are_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(InvalidInput, match=message):
+        vectors(tmp_path / "x.csv")
+
+
+def test_numbered_columns_are_a_header(tmp_path: Path) -> None:
+    pd.DataFrame(np.arange(100.0).reshape(50, 2)).to_csv(tmp_path / "x.csv", index=False)
+    assert vectors(tmp_path / "x.csv").names == ("0", "1")
+
+
+def test_labels_without_a_value_are_refused_in_arrays_and_tables(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", X=np.arange(30.0)[:, None], y=np.r_[np.zeros(28), np.nan, 1])
+    with pytest.raises(InvalidInput, match="1 missing labels, the first in row 28"):
+        vectors(tmp_path / "x.npz")
+    kinds = pd.array([0] * 40 + [1, None], dtype="Int64")
+    pd.DataFrame({"a": np.arange(42.0), "y": kinds}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(InvalidInput, match="1 missing labels, the first in row 41"):
+        vectors(tmp_path / "x.parquet")
+
+
+def test_names_of_classes_are_plain_text(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", X=np.arange(60.0)[:, None], y=np.array(["ok", " ok", "bad"] * 20))
+    found = vectors(tmp_path / "x.npz", normal=["ok"])
+    assert found.source.class_names == {0: "bad", 1: "ok"}
+    assert {type(name) for name in found.source.class_names.values()} == {str}
+    assert found.test_labels.sum() == 20
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+def test_files_of_arrays_that_are_something_else_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"")
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        vectors(path)
+    with path.open("wb") as file:
+        if name == "x.npz":
+            np.save(file, np.zeros((5, 2)))
+        else:
+            np.savez(file, X=np.zeros((5, 2)))
+    with pytest.raises(InvalidInput, match=r"call it \.np"):
+        vectors(path)
+
+
 def test_the_first_half_of_adbench_s_normals_trains_and_the_rest_tests(folder: Path) -> None:
     data = adbench(folder)
     held = rows_of(data.train, data.validation, data.calibration)

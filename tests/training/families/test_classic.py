@@ -14,7 +14,7 @@ from pyod.models.ocsvm import OCSVM
 from scipy.stats import skew
 from sklearn.metrics import roc_auc_score
 
-from service.contract.errors import ArtifactCorrupt
+from service.contract.errors import ArtifactCorrupt, InvalidInput
 from service.contract.manifest import VectorInput
 from service.detectors.classic import FOREST, TAILS, ClassicDetector
 from service.runtime import Runtime
@@ -158,3 +158,23 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         artifact = unpublished(tmp_path, "classic", data.spec, {"system": system})
         with pytest.raises(ArtifactCorrupt, match=message):
             ClassicDetector.open(artifact, Runtime())
+    nodes = {name: array[:, :0] for name, array in arrays_.items() if array.ndim}
+    np.savez(tmp_path / FOREST, **nodes, depth=arrays_["depth"])
+    artifact = unpublished(tmp_path, "classic", data.spec, {"system": "iforest"})
+    with pytest.raises(ArtifactCorrupt, match="not trees over 30"):
+        ClassicDetector.open(artifact, Runtime())
+
+
+def test_a_forest_of_one_vector_is_refused(tmp_path: Path) -> None:
+    data, _, _ = tumours(train=200)
+    alone = PreparedData(data.spec, data.train[:1], data.validation)
+    with pytest.raises(InvalidInput, match="at least 2 training vectors"):
+        exported(tmp_path, alone, system="iforest")
+
+
+def test_a_hull_of_more_vectors_than_it_has_time_for_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.families.classic.MOST_FOR_OCSVM", 199)
+    with pytest.raises(InvalidInput, match="200 are more than 199"):
+        exported(tmp_path, tumours()[0], system="ocsvm")

@@ -116,6 +116,23 @@ def test_equal_items_are_refused_in_words(tmp_path: Path) -> None:
         fitted(LinearConfig(), alike, tmp_path)
 
 
+@pytest.mark.parametrize("size", [1, 5])
+def test_where_all_components_are_needed_nothing_is_left_to_measure(
+    size: int, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    spec = VectorInput(features=size, mean=(0,) * size, std=(1,) * size)
+    normal, odd = (rng.normal(size=(300, size)).astype(np.float32) for _ in range(2))
+    data = PreparedData(spec, normal[:200], normal[200:], odd + 3)
+    for score in ("spe", "combined"):
+        with pytest.raises(InvalidInput, match='choose "t2" or "mahalanobis"'):
+            fitted(LinearConfig(score=score), data, tmp_path)
+    model = fitted(LinearConfig(score="auto"), data, tmp_path)
+    assert set(model.params.selection) == {"t2", "mahalanobis", "mean_square"}
+    scores = Linear().reference_scores(model, tmp_path, np.concatenate([normal, odd + 3])).scores
+    assert roc_auc_score(np.repeat([0, 1], 300), scores) > 0.95
+
+
 def test_features_of_windows_are_refused_for_vectors(tmp_path: Path) -> None:
     data, _ = vectors()
     with pytest.raises(InvalidInput, match="vectors are flat"):

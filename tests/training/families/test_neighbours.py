@@ -77,6 +77,13 @@ def test_times_rank_as_distances_do_until_they_stand_still(tmp_path: Path) -> No
     assert times.max() == 299
 
 
+def test_times_of_too_few_features_are_refused(tmp_path: Path) -> None:
+    data, _, _ = tumours()
+    narrow = PreparedData(data.spec, data.train[:, :2].copy(), data.validation[:, :2].copy())
+    with pytest.raises(InvalidInput, match="at least 3 features, there are 2"):
+        opened(tmp_path, narrow, score="dte_np")
+
+
 def test_the_feature_that_is_off_has_the_largest_share(tmp_path: Path) -> None:
     data, _, _ = tumours()
     x = data.train[:5].copy()
@@ -87,13 +94,14 @@ def test_the_feature_that_is_off_has_the_largest_share(tmp_path: Path) -> None:
         assert (maps.argmax(axis=1) == 11).all()
 
 
+@pytest.mark.parametrize("score", ["knn", "lof", "dte_np"])
 def test_an_absurd_value_gives_a_finite_score_that_does_not_depend_on_the_batch(
-    tmp_path: Path,
+    tmp_path: Path, score: str
 ) -> None:
     data, x, _ = tumours()
     x = x[:40].copy()
     x[::3, 2] = 1e4
-    detector = opened(tmp_path, data)
+    detector = opened(tmp_path, data, score=score)
     whole = detector.detect(x, maps=False).scores
     alone = [detector.detect(x[i : i + 1], maps=False).scores[0] for i in range(len(x))]
     assert np.isfinite(whole).all()

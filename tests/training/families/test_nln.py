@@ -270,6 +270,12 @@ def test_patches_that_do_not_fit_are_refused(tmp_path: Path, patch: int, message
         Nln().fit(config, data, run_in(tmp_path))
 
 
+def test_a_bank_without_enough_neighbours_is_refused() -> None:
+    with pytest.raises(ValidationError, match="bank_items must be at least 9"):
+        NlnConfig(bank_items=8, neighbours=7)
+    NlnConfig(bank_items=9, neighbours=7)
+
+
 @pytest.mark.parametrize("wrong", [{"alpha": []}, {"latent": 1}, {"bank_choice": "best"}])
 def test_hyperparameters_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from sklearn.datasets import load_digits
@@ -76,12 +76,28 @@ def test_windows_of_sensors_are_rebuilt_too(tmp_path: Path, system: str) -> None
     columns = [Column(name=f"s{d}", unit="", mean=0, std=1, low=-9, high=9) for d in range(3)]
     spec = SeriesInput(columns=tuple(columns), period_s=1.0, window=12)
     data, family = PreparedData(spec, x[:160], x[160:]), Reconstruction()
-    config = ReconstructionConfig.model_validate({**SMALL, "system": system, "epochs": 4})
+    config = ReconstructionConfig.model_validate(
+        {**SMALL, "system": system, "epochs": 2 * EPOCHS[system]}
+    )
     model = family.fit(config, data, Run(tmp_path / "run", progress=False))
-    found = family.reference_scores(model, tmp_path, np.concatenate([x[160:], x[160:] * 5]))
+    normal, odd = x[160:], x[160:].copy()
+    odd[:, :, 2] = rng.permuted(odd[:, :, 2], axis=1)  # a sensor out of step; its values stay
+    found = family.reference_scores(model, tmp_path, np.concatenate([normal, odd]))
     assert found.maps is not None
     assert found.maps.shape == (80, 12, 3)
-    assert np.median(found.scores[40:]) > np.max(found.scores[:40])
+    assert np.square(found.maps[:40]).mean() < 0.5 * normal.var()  # of the mean window: 1
+    assert np.mean(found.scores[40:] > np.median(found.scores[:40])) > 0.9
+
+
+@pytest.mark.parametrize("system", ["cae", "memae", "lsa"])
+def test_a_decoder_of_images_outside_zero_to_one_can_give_them(tmp_path: Path, system: str) -> None:
+    data = digits()[0]
+    wide = PreparedData(data.spec, data.train[:32] * 2 - 1, data.validation * 2 - 1)
+    config = ReconstructionConfig.model_validate({**SMALL, "system": system, "epochs": 1})
+    for given_data, bounded in ((data, True), (wide, False)):
+        run = Run(tmp_path / str(bounded), progress=False)
+        model = Reconstruction().fit(config, given_data, run)
+        assert model.system.net.bounded == bounded
 
 
 def test_a_vae_of_images_outside_zero_to_one_is_refused(tmp_path: Path) -> None:
@@ -98,6 +114,8 @@ def test_the_reference_loss_is_the_vae_s_alone() -> None:
 
 
 @given(items=st.integers(2, 60), features=st.integers(2, 20), seed=st.integers(0, 99))
+@example(items=2, features=2, seed=0)
+@example(items=60, features=2, seed=1)
 @settings(max_examples=25, deadline=None)
 def test_a_memory_answers_with_a_mixture_of_its_likeliest_items(
     items: int, features: int, seed: int
@@ -117,6 +135,8 @@ def test_a_memory_answers_with_a_mixture_of_its_likeliest_items(
 
 
 @given(size=st.integers(2, 10), bins=st.integers(2, 30), at=st.integers(0, 9))
+@example(size=2, bins=2, at=0)
+@example(size=10, bins=30, at=9)
 @settings(max_examples=25, deadline=None)
 def test_a_coordinate_s_histogram_depends_on_earlier_coordinates_alone(
     size: int, bins: int, at: int
@@ -149,6 +169,10 @@ def test_training_leaves_the_masked_weights_zero_and_finds_the_frequent_codes() 
 
 
 @given(place=st.floats(0, 1), step=st.floats(-1e-6, 1e-6))
+@example(place=0.0, step=1e-6)
+@example(place=1.0, step=-1e-6)
+@example(place=0.5, step=-1e-6)  # an edge of two bins
+@example(place=0.505, step=1e-6)  # the centre of one
 @settings(max_examples=40, deadline=None)
 def test_a_code_off_by_the_last_digit_has_nearly_the_same_score(place: float, step: float) -> None:
     torch.manual_seed(0)

@@ -17,6 +17,7 @@ from service.contract.errors import ArtifactCorrupt, ArtifactIncompatible
 from service.contract.manifest import Manifest, VectorInput
 from service.contract.preprocess import prepare_vectors
 from service.contract.store import Artifact
+from service.detectors.graph import GRAPH, RESIDUAL_GRAPH
 from service.detectors.vector_diffusion import (
     CHAIN,
     CHAINS,
@@ -24,10 +25,11 @@ from service.detectors.vector_diffusion import (
     VectorDiffusionParams,
 )
 from service.runtime import Runtime
+from training.export import export_onnx
 from training.families.base import PreparedData
 from training.families.vector_diffusion import FittedVectorDiffusion, VectorDiffusion
 from training.families.vector_diffusion.config import VectorDiffusionConfig
-from training.families.vector_diffusion.scores import Chain, OneShotScore
+from training.families.vector_diffusion.scores import Chain, OneShotScore, TimeResidual, TimeScore
 from training.families.vector_diffusion.stages import T_DENOISING, alpha_bars, betas
 from training.networks.tabular_denoiser import TabularDenoiser, VectorDenoiser
 from training.networks.time_estimator import TimeEstimator
@@ -97,6 +99,48 @@ def test_other_digits_score_higher_and_the_exported_files_agree(tmp_path: Path, 
     np.testing.assert_allclose(alone, found.scores[:5], rtol=1e-4, atol=1e-5)
     if params.score not in CHAINS:  # their steps move other pixels along
         assert _blames(detector, data.validation)
+
+
+def test_only_a_map_runs_the_graph_of_the_map(tmp_path: Path) -> None:
+    data, test, _ = digits()
+    family = VectorDiffusion()
+    config = VectorDiffusionConfig(system="dte_categorical", steps=3)
+    model = family.fit(config, data, Run(tmp_path / "run", progress=False))
+    params = family.export(model, data, tmp_path)
+    assert Runtime(threads=1).session(tmp_path / GRAPH).outputs == ("score",)
+    expected = family.reference_scores(model, tmp_path, test)
+    found = opened(tmp_path, params).detect(test, maps=True)
+    assert found.maps is not None
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.maps, expected.maps, rtol=1e-3, atol=1e-5)
+
+    (tmp_path / RESIDUAL_GRAPH).write_bytes((tmp_path / GRAPH).read_bytes())
+    with pytest.raises(ArtifactIncompatible, match="residual"):
+        opened(tmp_path, params)
+
+
+class Both(torch.nn.Module):
+    """Time and map in one graph, as the first release wrote it."""
+
+    def __init__(self, net: TimeEstimator) -> None:
+        super().__init__()
+        self.score, self.residual = TimeScore(net), TimeResidual(net)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.score(x), self.residual(x)
+
+
+def test_an_artifact_of_one_graph_goes_on_being_read(tmp_path: Path) -> None:
+    _, test, _ = digits()
+    both = Both(TimeEstimator(64, 7)).eval()
+    x = torch.from_numpy(test)
+    export_onnx(both, {"x": x[:2]}, ("score", "residual"), tmp_path / GRAPH)
+    params = VectorDiffusionParams(system="dte_categorical", score="time")
+    found = opened(tmp_path, params).detect(test, maps=True)
+    with torch.no_grad():
+        scores, residual = both(x)
+    np.testing.assert_allclose(found.scores, scores, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.maps, residual, rtol=1e-3, atol=1e-5)
 
 
 def _blames(detector: VectorDiffusionDetector, normal: np.ndarray) -> bool:
@@ -230,6 +274,9 @@ def test_a_broken_chain_is_refused(tmp_path: Path) -> None:
         opened(tmp_path, params)
     np.savez(tmp_path / CHAIN, t=chain.t)
     with pytest.raises(ArtifactCorrupt, match="lacks"):
+        opened(tmp_path, params)
+    np.savez(tmp_path / CHAIN, **{**arrays, "jitter": chain.jitter[:, :1]})
+    with pytest.raises(ArtifactIncompatible, match="jitter"):
         opened(tmp_path, params)
     with pytest.raises(ArtifactIncompatible):
         opened(tmp_path, params.model_copy(update={"noises": 0}))

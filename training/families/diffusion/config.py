@@ -1,6 +1,6 @@
 """Hyperparameters of the diffusion family: the ``[model]`` table of a TOML."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,7 @@ from training.networks.vq import Preset
 class DiffusionConfig(FamilyConfig):
     """Hyperparameters; the defaults take about twenty minutes of one CPU core at 32 x 32."""
 
+    score_only: ClassVar[frozenset[str]] = frozenset({"variant"})
     preset: Preset = Field("cpu", description="widths of VQ model and U-Net")
     levels: int = Field(
         0, ge=0, le=5, description="latent = image / 2^(levels-1); 0 = 3 up to 64 px, 4 beyond"

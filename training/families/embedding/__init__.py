@@ -16,28 +16,37 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 from sklearn.metrics import roc_auc_score
-from torch import nn
 
 from service.contract.errors import InvalidInput
 from service.contract.manifest import ImageInput, Task
 from service.detectors.base import Detection
-from service.detectors.embedding import (
+from service.detectors.embedding import EmbeddingDetector
+from service.detectors.embedding_artifact import (
     ARRAYS,
     NEAREST,
     PATCH_INDEX,
-    EmbeddingDetector,
     EmbeddingParams,
+    Files,
     Member,
     NearestMember,
     Parts,
     index_file,
     read_parts,
 )
+from service.detectors.embedding_members import pooled
 from service.runtime import Runtime
 from training.export import fold_batchnorm
+from training.families.autoencoding import lay_out
 from training.families.base import FamilyConfig, PreparedData
 from training.families.embedding.backbone import Backbone, given_backbone, own_backbone
-from training.families.embedding.bank import fit_gaussian, fit_nearest, fit_patches
+from training.families.embedding.bank import (
+    Pooling,
+    fit_gaussian,
+    fit_nearest,
+    fit_patches,
+    gather,
+    surprise_curve,
+)
 from training.families.embedding.config import EmbeddingConfig
 from training.families.embedding.contrastive import Contrastive
 from training.networks.embedding import EmbeddingNet
@@ -74,12 +83,7 @@ class Embedding:
         Raises:
             InvalidInput: too few images, or a given backbone that does not fit them.
         """
-        least = config.neighbours + 2
-        if len(data.train) < least or len(data.validation) < 2:
-            raise InvalidInput(
-                f"{len(data.train)} training and {len(data.validation)} validation images are too "
-                f"few for {config.neighbours} neighbours; at least {least} and 2 are needed"
-            )
+        data.check_neighbours(config.neighbours)
         if config.backbone == "own":
             net = _train(config, data, run)
             backbone = own_backbone(net, config.outputs, data.spec.shape)
@@ -99,9 +103,17 @@ class Embedding:
     def reference_scores(
         self, model: EmbeddingModel, folder: Path, x: Float32[np.ndarray, "N C H W"]
     ) -> Detection:
-        """By the torch network, or the given file itself, and the banks of ``folder``."""
+        """By the torch network, or the given file itself, and the banks of ``folder``.
+
+        Parity is that of the backbone alone: an own one in torch against its exported graph. A
+        given one is the same file on both sides, which shows that the artifact is whole and that
+        scores do not depend on batches. What judges the features is one code on both sides, and is
+        tested against other implementations instead.
+        """
         params, blocks = model.parts.params, model.backbone.blocks
-        parts = read_parts(params, model.spec, blocks, folder, Runtime(threads=1))
+        with np.load(folder / ARRAYS, allow_pickle=False) as npz:
+            files = Files(dict(npz), folder.joinpath)
+        parts = read_parts(params, model.spec, blocks, files, Runtime(threads=1))
         return EmbeddingDetector(parts).detect(x, maps=True)
 
 
@@ -115,42 +127,40 @@ def _train(config: EmbeddingConfig, data: PreparedData, run: Run) -> EmbeddingNe
     net = EmbeddingNet(channels, max(height, width), config.width)
     blank = torch.as_tensor(np.median(train[:1000], axis=(0, 2, 3)))
     module = Contrastive(net, config, blank, epochs * len(batches))
-    _lay_out(module, torch.channels_last)  # a fifth faster on a CPU
+    lay_out(module, torch.channels_last)  # a fifth faster on a CPU
     run.train_stage("contrastive", module, batches, epochs)
-    _lay_out(module, torch.contiguous_format)
+    lay_out(module, torch.contiguous_format)
     fold_batchnorm(net.eval())
     return net
-
-
-def _lay_out(network: nn.Module, order: torch.memory_format) -> None:
-    network.to(memory_format=order)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
 def _judge(
     config: EmbeddingConfig, backbone: Backbone, data: PreparedData, seed: int
 ) -> EmbeddingModel:
     """What judges the features of a backbone, learned of the training images."""
-    spec = data.spec
+    spec, members, blocks = data.spec, config.members, backbone.blocks
     assert isinstance(spec, ImageInput)
-    members = config.members
     rng = np.random.default_rng(seed)
     train = data.train[rng.permutation(len(data.train))]
-    blocks = backbone.blocks
+    poolings = _poolings(config, backbone.outputs)
+    wanted = {pooling for member, pooling in poolings.items() if member != "pixels"}
+    if "mahalanobis" in members:
+        wanted |= {(block, 1) for block in range(len(backbone.outputs))}
+    features = gather(blocks, train, wanted, config.candidate_patches, rng)
+    if "patches" in members and not features.channels:
+        raise InvalidInput("[model] score: the backbone has no feature map, hence no patches")
     indexes: dict[str, Any] = {}
     near = {}
-    for member in NEAREST:
-        if member in members:
-            block = _block_of(member, backbone.outputs)
-            near[member], indexes[index_file(member)] = fit_nearest(
-                member, block, blocks, train, config
-            )
-    gaussian = fit_gaussian(blocks, train, config) if "mahalanobis" in members else None
-    patches = None
-    found = fit_patches(blocks, train, config, rng)
-    if found is not None:
-        patches, indexes[PATCH_INDEX] = found
-    elif "patches" in members:
-        raise InvalidInput("[model] score: the backbone has no feature map, hence no patches")
+    for member, pooling in poolings.items():
+        pixels = member == "pixels"
+        z = _coarse(train, pooling[1]) if pixels else features.pooled[pooling]
+        near[member], indexes[index_file(member)] = fit_nearest(member, pooling, z, config)
+    gaussian = patches = None
+    if "mahalanobis" in members:
+        every = [features.pooled[block, 1] for block in range(len(backbone.outputs))]
+        gaussian = fit_gaussian(every, config)
+    if features.channels:
+        patches, indexes[PATCH_INDEX] = fit_patches(features, config, rng)
     params = EmbeddingParams(
         backbone="own" if config.backbone == "own" else "given",
         input=backbone.input,
@@ -170,18 +180,27 @@ def _judge(
     return replace(model, parts=_with_held_out(parts, data))
 
 
-def _block_of(member: NearestMember, outputs: tuple[str, ...]) -> int:
-    """The last output; for ``whitened`` the one before a projection, whose space is round; for
-    ``pixels`` the only one.
+def _poolings(config: EmbeddingConfig, outputs: tuple[str, ...]) -> dict[NearestMember, Pooling]:
+    """What the members that search for neighbours compare: the last output; for ``whitened`` the
+    one before a projection, whose space is round; for ``pixels`` the only one.
     """
-    if member == "pixels":
-        return 0
-    projected = member == "whitened" and outputs[-1] == "projected" and len(outputs) > 1
-    return len(outputs) - (2 if projected else 1)
+    last = len(outputs) - 1
+    before = last - 1 if outputs[-1] == "projected" and last else last
+    every: dict[NearestMember, Pooling] = {
+        "knn": (last, 1),
+        "whitened": (before, config.grid),
+        "pixels": (0, config.pixel_grid),
+    }
+    return {member: every[member] for member in NEAREST if member in config.members}
+
+
+def _coarse(x: np.ndarray, grid: int) -> np.ndarray:
+    parts = [pooled(x[i : i + 256], grid).astype(np.float32) for i in range(0, len(x), 256)]
+    return np.concatenate(parts)
 
 
 def _with_held_out(parts: Parts, data: PreparedData) -> Parts:
-    """With the sorted scores of the validation images, where several members are combined."""
+    """With the curves of the validation images' scores, where several members are combined."""
     normal = _member_scores(parts, data.validation)
     selection = {}
     if data.synthetic is not None:
@@ -191,22 +210,22 @@ def _with_held_out(parts: Parts, data: PreparedData) -> Parts:
             labels = np.repeat([0, 1], [len(side) for side in both])
             selection[member] = float(roc_auc_score(labels, np.concatenate(both)))
     params = parts.params.model_copy(update={"selection": selection})
-    held_out = {m: np.sort(s) for m, s in normal.items()} if len(normal) > 1 else {}
+    held_out = {m: surprise_curve(s) for m, s in normal.items()} if len(normal) > 1 else {}
     return replace(parts, params=params, held_out=held_out)
 
 
 def _member_scores(parts: Parts, x: np.ndarray) -> dict[Member, np.ndarray]:
     detector = EmbeddingDetector(parts)
-    found = [detector.measure(x[i : i + 256]) for i in range(0, len(x), 256)]
+    found = [detector.measure(x[i : i + 64]) for i in range(0, len(x), 64)]
     return {m: np.concatenate([f[m] for f in found]) for m in parts.params.members}
 
 
 def _arrays(parts: Parts) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for member, near in parts.nearest.items():
-        arrays |= {
-            f"{member}_{name}": getattr(near, name) for name in ("mean", "matrix", "typical")
-        }
+        arrays |= {f"{member}_mean": near.mean, f"{member}_typical": near.typical}
+        if near.matrix is not None:
+            arrays[f"{member}_matrix"] = near.matrix
     if parts.gaussian is not None:
         both = zip(parts.gaussian.centres, parts.gaussian.precisions, strict=True)
         for i, (centres, precision) in enumerate(both):

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from service.contract.errors import AnomalyError, InvalidInput
-from service.detectors.embedding import BACKBONE
+from service.detectors.embedding_artifact import BACKBONE
 from service.detectors.embedding_members import Blocks
 from service.runtime import Runtime, Session
 from training.export import export_onnx

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from service.detectors.embedding import Member
+from service.detectors.embedding_artifact import Member
 from training.families.base import FamilyConfig
 from training.families.embedding.augment import Views
 
@@ -59,6 +59,11 @@ class EmbeddingConfig(FamilyConfig):
             self.outputs
         ):
             raise ValueError("combined and outputs name each member and output once")
+        if self.bank_items < self.neighbours + 2:
+            raise ValueError(
+                f"a bank of {self.bank_items} items cannot give each {self.neighbours} neighbours "
+                "besides itself; bank_items has to be at least neighbours + 2"
+            )
         return self
 
     @property

@@ -12,8 +12,10 @@ Classification, 2018.
 Differs from the source in: gates sample by sample instead of nn.LSTM over the batch (see
 ``Gates``); the KL of batch moments instead of KLDivLoss on raw features (``kl="reference"`` keeps
 the latter); the soft boundary's radius from true distances over the last 1,000; weights equal for
-all classes instead of tuned on test AUROC; and, when ``score="auto"``, the score variant chosen on
-held-out normals against synthetic anomalies.
+all classes instead of tuned on test AUROC; a decoder without a sigmoid where training images leave
+[0, 1]; and, when ``score="auto"``, the score variant chosen on held-out normals against synthetic
+anomalies. The paper's own network for MVTec-AD (four convolutions of stride 2, a z of 4,096) is not
+built: its images get the layers of the others, more of them for more pixels.
 
 The systems without a decoder in their loss have no map in the source. Here a decoder is fitted to
 their finished, frozen z: the map shows what of the input z no longer tells, as a decoder of normal
@@ -38,7 +40,7 @@ from service.detectors.base import Detection
 from service.detectors.graph import GRAPH
 from service.detectors.iae_lstm_kl import IaeLstmKlParams
 from training.export import export_onnx, fold_batchnorm, round_to_half
-from training.families.autoencoding import in_batches, lay_out
+from training.families.autoencoding import in_batches, is_bounded, lay_out
 from training.families.base import FamilyConfig, PreparedData
 from training.families.iae_lstm_kl.config import IaeLstmKlConfig
 from training.families.iae_lstm_kl.scoring import ScoreNet
@@ -71,12 +73,13 @@ class IaeLstmKl:
         train = data.train[:, None] if series else data.train  # N C H W
         batches = ArrayBatches(train, batch_size=config.batch_size, seed=run.seed)
         shape = cast("tuple[int, int, int]", train.shape[1:])
+        bounded = is_bounded(data)
         if config.pretrain_epochs:
             run.seed_everything("network")
-            plain = _network(config, shape, series=series, gated=False)
+            plain = _network(config, shape, bounded=bounded, gated=False)
             run.train_stage("pretrain", Pretrain(plain, config), batches, config.pretrain_epochs)
         run.seed_everything("gates")
-        net = _network(config, shape, series=series, gated=config.parts.gates)
+        net = _network(config, shape, bounded=bounded, gated=config.parts.gates)
         if config.pretrain_epochs:
             net.load_state_dict(plain.state_dict(), strict=False)
         net.eval()
@@ -122,14 +125,14 @@ class IaeLstmKl:
 
 
 def _network(
-    config: IaeLstmKlConfig, shape: tuple[int, int, int], *, series: bool, gated: bool
+    config: IaeLstmKlConfig, shape: tuple[int, int, int], *, bounded: bool, gated: bool
 ) -> HypersphereNet:
     net = HypersphereNet(
         shape,
         config.channels,
         config.latent,
         config.gate_rank,
-        "linear" if series else "sigmoid",
+        "sigmoid" if bounded else "linear",
         gated=gated,
         input_gate=config.input_gate,
         output_gate=config.output_gate,

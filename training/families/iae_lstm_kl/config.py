@@ -72,4 +72,9 @@ class IaeLstmKlConfig(AutoencodingConfig):
             raise ValueError(
                 f"system {self.system!r} has no reconstruction in its loss; its score is 'svdd'"
             )
+        if self.boundary == "soft" and self.epochs <= self.warm_up_epochs:
+            raise ValueError(
+                f"boundary 'soft' needs more than its {self.warm_up_epochs} warm_up_epochs, or its "
+                f"radius stays 0; epochs is {self.epochs}"
+            )
         return self

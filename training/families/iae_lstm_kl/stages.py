@@ -55,7 +55,12 @@ class Joint(L.LightningModule):
         self.unused_parameters = not config.parts.decoder
         self.register_buffer("centre", centre)
         self.register_buffer("radius", torch.zeros(()))
-        self.register_buffer("recent", torch.zeros(0), persistent=False)
+        # the last distances, nan where there are none yet; a resumed training has them all
+        self.register_buffer(
+            "recent",
+            torch.full((RADIUS_MEMORY,), torch.nan),
+            persistent=config.boundary == "soft",
+        )
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         (x,) = batch
@@ -84,7 +89,7 @@ class Joint(L.LightningModule):
     def _update_radius(self, distance: Tensor) -> None:
         self.recent = torch.cat([self.recent, distance])[-RADIUS_MEMORY:]
         if self.current_epoch >= self.config.warm_up_epochs:
-            self.radius = torch.quantile(self.recent.sqrt(), 1 - self.config.nu)
+            self.radius = torch.nanquantile(self.recent.sqrt(), 1 - self.config.nu)
 
     def configure_optimizers(self) -> Any:
         return optimiser_of(self.parameters(), self.config, self.config.epochs)

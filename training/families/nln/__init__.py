@@ -23,7 +23,6 @@ import torch
 from jaxtyping import Float32
 from torch import nn
 
-from service.contract.errors import InvalidInput
 from service.contract.manifest import ImageInput, Task
 from service.detectors.base import Detection
 from service.detectors.nln_artifact import (
@@ -40,6 +39,7 @@ from service.detectors.nln_artifact import (
 )
 from service.detectors.patches import Patches
 from training.export import export_onnx
+from training.families.autoencoding import lay_out
 from training.families.base import FamilyConfig, PreparedData
 from training.families.nln.adversarial import training_of
 from training.families.nln.bank import Bank, ExhaustiveIndex, NlnModel, build_bank, detector_of
@@ -71,13 +71,7 @@ class Nln:
         assert isinstance(spec, ImageInput)
         config = config.for_its_score()
         params = first_params(config, spec)
-        # K neighbours, one more for the weights, one whose own neighbours they are
-        least = config.neighbours + 2
-        if len(data.train) < least or len(data.validation) < 2:
-            raise InvalidInput(
-                f"{len(data.train)} training and {len(data.validation)} validation images are too "
-                f"few for {config.neighbours} neighbours; at least {least} and 2 are needed"
-            )
+        data.check_neighbours(config.neighbours)
         whole = params.patch == spec.shape[1:]
         images = config.batch_size if whole else max(2, config.batch_size // config.crops)
         # the grain that scoring smooths away is nothing to spend latents on
@@ -86,10 +80,10 @@ class Nln:
         epochs = max(1, round(config.steps / len(batches)))
         run.seed_everything("init")
         module = training_of(config, params, spec.shape[0], epochs * len(batches))
-        _lay_out(module, torch.channels_last)  # nearly twice as fast on a CPU
+        lay_out(module, torch.channels_last)  # nearly twice as fast on a CPU
         run.train_stage(_stage(config.system), module, batches, epochs)
         run.end_training()
-        _lay_out(module, torch.contiguous_format)
+        lay_out(module, torch.contiguous_format)
         networks = Networks(module.network, module.second_encoder).eval()
         model = build_bank(networks, params, config, data.train, run.seed)
         return replace(model, params=choose(config, model, data))
@@ -150,7 +144,3 @@ def _smoothed(
     channels, height, width = train.shape[1:]
     shape = (channels, height, width)
     return Patches(shape, params.patch, params.stride, params.blur).smooth(train)
-
-
-def _lay_out(network: nn.Module, order: torch.memory_format) -> None:
-    network.to(memory_format=order)  # type: ignore[call-overload]  # missing in torch's stubs

@@ -13,6 +13,7 @@ from torch import Tensor
 from service.detectors.nln import NlnDetector, taper
 from service.detectors.nln_artifact import NlnParams, Parts, to_levels
 from service.runtime import NeighbourIndex
+from training.coreset import coreset
 from training.families.nln.config import NlnConfig
 from training.families.nln.index import build_index
 from training.families.nln.networks import Networks
@@ -174,16 +175,7 @@ def _subset(
     rng = np.random.default_rng(seed)
     if how == "random" or count == len(every):
         return np.sort(rng.permutation(len(every))[:count])
-    far = np.full(len(every), np.inf, dtype=np.float32)
-    norm = np.square(every).sum(axis=1)
-    kept = np.empty(count, dtype=np.int64)
-    last = int(rng.integers(len(every)))
-    for i in range(count):
-        kept[i] = last
-        np.minimum(far, norm + norm[last] - 2 * (every @ every[last]), out=far)
-        far[last] = -np.inf
-        last = int(far.argmax())
-    return np.sort(kept)
+    return coreset(every, count, first=int(rng.integers(len(every))))
 
 
 def _decoded(

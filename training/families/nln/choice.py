@@ -4,6 +4,7 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 from service.detectors.nln import Measured, NlnDetector, join, top_mean
 from service.detectors.nln_artifact import Choice, NlnParams
@@ -52,11 +53,12 @@ def _scaled(params: NlnParams, normal: Measured) -> NlnParams:
     e = top_mean(normal.e, params.e_top)
     d = top_mean(normal.d, params.d_top)
     e_low, e_high = map(float, np.quantile(e, (0.05, 0.95)))
+    params = params.model_copy(update={"e_low": e_low, "e_high": max(e_high, e_low + 1e-6)})
+    if params.score == "reconstruction":  # no distances to scale
+        return params
     d_low, d_high = map(float, np.quantile(d, (0.05, 0.95)))
     return params.model_copy(
         update={
-            "e_low": e_low,
-            "e_high": max(e_high, e_low + 1e-6),
             "d_low": d_low,
             "d_high": max(d_high, d_low + 1e-6),
             "d_to_e": max(float(normal.pixels.mean()), 1e-9) / max(float(normal.d.mean()), 1e-9),
@@ -69,9 +71,8 @@ def _score(params: NlnParams, found: Measured) -> np.ndarray:
 
 
 def _auroc(normal: np.ndarray, odd: np.ndarray) -> float:
-    order = np.sort(normal)
-    below = np.searchsorted(order, odd, "left") + np.searchsorted(order, odd, "right")
-    return float(below.mean() / (2 * len(order)))
+    labels = np.repeat([0, 1], [len(normal), len(odd)])
+    return float(roc_auc_score(labels, np.concatenate([normal, odd])))
 
 
 def _measure(detector: NlnDetector, x: np.ndarray) -> Measured:

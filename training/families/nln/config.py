@@ -1,6 +1,6 @@
 """Hyperparameters of NLN and what follows from them for an input."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,7 @@ from training.families.base import FamilyConfig
 class NlnConfig(FamilyConfig):
     """Hyperparameters; the defaults suit a folder of sixty to some thousands of photographs."""
 
+    score_only: ClassVar[frozenset[str]] = frozenset({"score", "con_mode"})
     system: System = Field(
         default="ae",
         description="vae: variational; aae: adversarial latents; ae_res: compares features of an "
@@ -67,6 +68,16 @@ class NlnConfig(FamilyConfig):
     def _grids_not_empty(self) -> Self:
         if not all((self.alpha, self.gamma, self.e_top, self.d_top)):
             raise ValueError("alpha, gamma, e_top and d_top need at least one value each")
+        return self
+
+    @model_validator(mode="after")
+    def _bank_has_neighbours(self) -> Self:
+        # one more for the weights, one whose own neighbours they are
+        if self.bank_items < self.neighbours + 2:
+            raise ValueError(
+                f"a bank of {self.bank_items} items is too small for {self.neighbours} neighbours; "
+                f"bank_items must be at least {self.neighbours + 2}"
+            )
         return self
 
     def for_its_score(self) -> Self:

@@ -12,8 +12,9 @@ Detection, CVPR 2019.
 Differs from the sources in: ``memae`` and ``lsa`` have Huang et al.'s encoder and decoder, not
 their own papers' (for ``lsa`` its two fully connected layers before the code are kept); the ``vae``
 sums reconstruction and KL alike, where Huang et al.'s code takes the mean of one and the sum of the
-other (``loss="reference"``); the two parts of ``lsa``'s score are scaled by quantiles of held-out
-normals, not by their least and largest value; see ``networks.autoregressive`` for its density.
+other (``loss="reference"``); decoders have no sigmoid where training images leave [0, 1]; the two
+parts of ``lsa``'s score are scaled by quantiles of held-out normals, not by their least and largest
+value; see ``networks.autoregressive`` for its density.
 
 Modules: ``config``; ``systems`` what each is trained on and the parts of its score.
 """
@@ -33,7 +34,14 @@ from service.detectors.base import Detection
 from service.detectors.graph import GRAPH
 from service.detectors.reconstruction import ReconstructionParams
 from training.export import export_onnx, fold_batchnorm, round_to_half
-from training.families.autoencoding import in_batches, lay_out, optimiser_of, scaled, scales_of
+from training.families.autoencoding import (
+    in_batches,
+    is_bounded,
+    lay_out,
+    optimiser_of,
+    scaled,
+    scales_of,
+)
 from training.families.base import FamilyConfig, PreparedData
 from training.families.reconstruction.config import ReconstructionConfig
 from training.families.reconstruction.systems import System, build_system
@@ -104,14 +112,15 @@ class Reconstruction:
         """
         series = not isinstance(data.spec, ImageInput)
         train = data.train[:, None] if series else data.train  # N C H W
-        if config.system == "vae" and not series and not 0 <= train.min() <= train.max() <= 1:
+        bounded = is_bounded(data)
+        if config.system == "vae" and not series and not bounded:
             raise InvalidInput(
                 "system 'vae' needs training images in [0, 1]; set range = \"train\" in [input], "
                 'or contrast = "none" without mean and std'
             )
         run.seed_everything("network")
         shape = cast("tuple[int, int, int]", train.shape[1:])
-        system = build_system(config, shape, bounded=not series)
+        system = build_system(config, shape, bounded=bounded)
         lay_out(system.net, torch.channels_last)
         batches = ArrayBatches(train, batch_size=config.batch_size, seed=run.seed)
         run.train_stage("autoencoder", _Training(system, config), batches, config.epochs)

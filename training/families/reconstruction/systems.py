@@ -59,7 +59,8 @@ class Vae(nn.Module):
 
     def loss(self, x: Float[Tensor, "N C H W"]) -> Losses:
         hidden = self.net.hidden(x)
-        mu, logvar = self.net.to_latent(hidden), self.to_logvar(hidden)
+        mu = self.net.to_latent(hidden)
+        logvar = self.to_logvar(hidden).clamp(-20, 20)
         z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
         kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(dim=1).mean()
         rebuilt = self._negative_log_likelihood(self.net.decode(z), x)

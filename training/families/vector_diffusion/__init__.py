@@ -37,12 +37,17 @@ from torch import nn
 
 from service.contract.manifest import Task
 from service.detectors.base import Detection
-from service.detectors.graph import GRAPH
+from service.detectors.graph import GRAPH, RESIDUAL_GRAPH
 from service.detectors.vector_diffusion import CHAIN, DENOISER, VectorDiffusionParams
 from training.export import export_onnx
 from training.families.base import FamilyConfig, PreparedData
 from training.families.vector_diffusion.config import VectorDiffusionConfig
-from training.families.vector_diffusion.scores import Chain, OneShotScore, TimeScore
+from training.families.vector_diffusion.scores import (
+    Chain,
+    OneShotScore,
+    TimeResidual,
+    TimeScore,
+)
 from training.families.vector_diffusion.stages import DenoisingStage, TimeStage
 from training.networks.tabular_denoiser import TabularDenoiser, VectorDenoiser
 from training.networks.time_estimator import TimeEstimator
@@ -57,6 +62,8 @@ class FittedVectorDiffusion:
     config: VectorDiffusionConfig
     net: nn.Module
     chain: Chain | None = None
+    residual: nn.Module | None = None
+    """Where ``net`` gives the score alone."""
 
 
 class VectorDiffusion:
@@ -82,7 +89,8 @@ class VectorDiffusion:
             timing = TimeStage(estimator, c.learning_rate, c.weight_decay)
             run.train_stage("time", timing, batches, epochs)
             run.end_training()
-            return FittedVectorDiffusion(c, TimeScore(estimator).eval())
+            score, residual = TimeScore(estimator).eval(), TimeResidual(estimator).eval()
+            return FittedVectorDiffusion(c, score, residual=residual)
         denoiser = _denoiser(c, features)
         denoising = DenoisingStage(denoiser, c.learning_rate, c.weight_decay)
         run.train_stage("denoiser", denoising, batches, epochs)
@@ -94,9 +102,9 @@ class VectorDiffusion:
             return FittedVectorDiffusion(
                 c, denoiser, Chain.strided(c.start, c.ddim_steps, features)
             )
-        score = OneShotScore(denoiser, c.ts, c.noises, features, run.seed).eval()
-        score.scale(torch.from_numpy(data.validation))
-        return FittedVectorDiffusion(c, score)
+        one_shot = OneShotScore(denoiser, c.ts, c.noises, features, run.seed).eval()
+        one_shot.scale(torch.from_numpy(data.validation))
+        return FittedVectorDiffusion(c, one_shot)
 
     def export(
         self, model: FittedVectorDiffusion, data: PreparedData, folder: Path
@@ -110,9 +118,11 @@ class VectorDiffusion:
             return VectorDiffusionParams(
                 system=c.system, score=c.score, times=model.chain.t.tolist()
             )
-        export_onnx(model.net, {"x": x}, ("score", "residual"), folder / GRAPH)
-        if not c.denoises:
+        if model.residual is not None:
+            export_onnx(model.net, {"x": x}, ("score",), folder / GRAPH)
+            export_onnx(model.residual, {"x": x}, ("residual",), folder / RESIDUAL_GRAPH)
             return VectorDiffusionParams(system=c.system, score="time")
+        export_onnx(model.net, {"x": x}, ("score", "residual"), folder / GRAPH)
         return VectorDiffusionParams(
             system=c.system, score="one_shot", times=list(c.ts), noises=c.noises
         )
@@ -126,6 +136,9 @@ class VectorDiffusion:
                 chain = Chain(**{key: arrays[key] for key in arrays.files})
             residual = chain.residual(model.net, items)
             scores = residual.double().mean(dim=1)
+        elif model.residual is not None:
+            with torch.no_grad():
+                scores, residual = model.net(items), model.residual(items)
         else:
             with torch.no_grad():
                 scores, residual = model.net(items)

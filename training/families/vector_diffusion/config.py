@@ -1,6 +1,6 @@
 """Hyperparameters of the diffusion models of vectors: the ``[model]`` table of a TOML."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ class VectorDiffusionConfig(FamilyConfig):
     gets 300, at ten times the rate.
     """
 
+    score_only: ClassVar[frozenset[str]] = frozenset({"score"})
     system: System = "dte_categorical"
     score: Literal["one_shot", "clean_chain", "clean_ddim"] = Field(
         "one_shot", description="of ddpm and dit; clean_chain is the reference's"

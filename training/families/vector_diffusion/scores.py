@@ -73,14 +73,25 @@ class OneShotScore(nn.Module):
 
 
 class TimeScore(nn.Module):
-    """x -> (score, residual): the time read off x, and what each feature raised it by."""
+    """x -> score: the time read off x."""
 
     def __init__(self, net: TimeEstimator) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, x: Float[Tensor, "N D"]) -> tuple[Tensor, Tensor]:
-        return self.net.scalar(self.net(x)), self.net.contributions(x).clamp(min=0.0)
+    def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
+        return self.net.scalar(self.net(x))
+
+
+class TimeResidual(nn.Module):
+    """x -> residual: what each feature raised the time by; forty times the work of the time."""
+
+    def __init__(self, net: TimeEstimator) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        return self.net.contributions(x).clamp(min=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
