@@ -30,11 +30,15 @@ def until(happens: Callable[[], bool]) -> None:
 
 
 def post(base: str, level: int, times: int, source: str) -> None:
+    image = encode(grey(level))
+
+    def scored() -> bool:
+        answer = httpx.post(f"{base}/score?map=none&source={source}", content=image, headers=PNG)
+        assert answer.status_code in (200, 503)  # a worker begun anew says so until it has loaded
+        return answer.status_code == 200
+
     for _ in range(times):  # each over a connection of its own, so that both workers get some
-        answer = httpx.post(
-            f"{base}/score?map=none&source={source}", content=encode(grey(level)), headers=PNG
-        )
-        assert answer.status_code == 200
+        until(scored)
 
 
 def seen(base: str) -> dict[str, float]:
