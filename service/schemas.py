@@ -206,8 +206,8 @@ class NeighbourBody(Body):
     )
 
 
-class ImageResult(Body):
-    """The score of one image."""
+class _Scored(Body):
+    """An item that could be scored."""
 
     index: int
     score: float = Field(ge=0, le=1, description="1 - p_value.")
@@ -216,6 +216,11 @@ class ImageResult(Body):
     threshold: float | None = Field(description=THRESHOLD)
     fpr: float = Field(description=RATE)
     decision: Literal["normal", "review", "anomalous"]
+
+
+class ImageResult(_Scored):
+    """The score of one image."""
+
     residual_map: ResidualMap | None
     regions: list[RegionBody] = Field(
         description="At most 32, highest peak first; [] for map=none."
@@ -296,16 +301,9 @@ class FeatureShare(Body):
     value: float = Field(description="As it was sent.")
 
 
-class VectorResult(Body):
+class VectorResult(_Scored):
     """The score of one vector."""
 
-    index: int
-    score: float = Field(ge=0, le=1, description="1 - p_value.")
-    p_value: float = Field(gt=0, le=1, description="Share of normal items scoring at least this.")
-    raw_score: float = Field(description="The detector's own score; higher is more anomalous.")
-    threshold: float | None = Field(description=THRESHOLD)
-    fpr: float = Field(description=RATE)
-    decision: Literal["normal", "review", "anomalous"]
     contributions: list[FeatureShare] = Field(
         description="Largest first, as many as the query asks for; the shares of all features, "
         "named or not, sum to 1 (equal shares where nothing deviates)."

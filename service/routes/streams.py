@@ -12,7 +12,6 @@ from fastapi.responses import Response
 
 from service.contract.errors import Conflict, Overloaded, StreamNotFound
 from service.decision import DecisionRule
-from service.decoding.body import MULTIPART, check_media_type, read_body
 from service.decoding.tables import Recording
 from service.feedback.records import window_facts
 from service.interruption import deadline
@@ -27,15 +26,8 @@ from service.routes import (
     within_rate,
 )
 from service.routes.answers import with_request_id
-from service.routes.timeseries import (
-    BODY,
-    CSV,
-    JSON,
-    file_of,
-    read_recording,
-    score_recording,
-    windows_apart,
-)
+from service.routes.table_bodies import read_table_body
+from service.routes.timeseries import BODY, read_recording, score_recording, windows_apart
 from service.schemas import StreamAppended, StreamBody, StreamQuery
 from service.scoring import Scorer
 from service.stream_store import Append, StreamStore
@@ -86,10 +78,7 @@ async def append_rows(
     """
     resources, query = resources_of(request), read_query(StreamQuery, request)
     with deadline(timeout_s(request, resources.settings.request_timeout_s)):
-        media_type = check_media_type(request, (JSON, CSV, MULTIPART))
-        body = await read_body(request, resources.settings.max_body_bytes)
-        if media_type == MULTIPART:
-            media_type, body = await asyncio.to_thread(file_of, request, body)
+        media_type, body = await read_table_body(request, resources.settings.max_body_bytes)
         append = Append(idempotency_key, _digest(request, media_type, body))
         sent = _Sent(request, stream_id, query, media_type, body, append)
         return await _append(sent, resources)

@@ -1,6 +1,5 @@
 """POST /score/timeseries: rows of sensor readings, scored window by window."""
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +12,6 @@ from service.contract.errors import FieldError, InputTooLarge, InvalidInput
 from service.contract.manifest import SeriesInput
 from service.contract.preprocess import Windows, prepare_series
 from service.decision import DecisionRule, decide_afterwards, overlap_warnings
-from service.decoding.body import (
-    MULTIPART,
-    check_media_type,
-    header_of,
-    parse_multipart,
-    parts_named,
-    read_body,
-)
 from service.decoding.tables import Recording, read_csv, read_json
 from service.feedback.records import content_of, window_facts
 from service.interruption import deadline
@@ -28,45 +19,28 @@ from service.rendering import float32_map
 from service.resources import Resources, resources_of
 from service.routes import problem_docs, query_docs, read_query, timeout_s, within_rate
 from service.routes.answers import Answer, KeptAnswer, give
+from service.routes.table_bodies import JSON, described, read_table_body
 from service.schemas import SeriesBody, SeriesQuery
 from service.scoring import Scorer, Scores, contributions
 from service.shadow import Series
 
 router = APIRouter(tags=["scoring"])
 
-JSON, CSV = "application/json", "text/csv"
 _CELLS_AT_ONCE = 4_000_000  # of windows cut from a recording: bounds memory, not the result
-BODY = {
-    "required": True,
-    "content": {
-        JSON: {
-            "schema": {
-                "type": "object",
-                "required": ["rows"],
-                "additionalProperties": False,
-                "properties": {
-                    "columns": {"type": "array", "items": {"type": "string"}},
-                    "timestamps": {
-                        "type": "array",
-                        "items": {"type": ["string", "null"], "format": "date-time"},
-                    },
-                    "rows": {
-                        "type": "array",
-                        "items": {"type": "array", "items": {"type": ["number", "null"]}},
-                    },
-                },
-            }
+BODY = described(
+    "rows",
+    {
+        "columns": {"type": "array", "items": {"type": "string"}},
+        "timestamps": {
+            "type": "array",
+            "items": {"type": ["string", "null"], "format": "date-time"},
         },
-        CSV: {"schema": {"type": "string"}},
-        MULTIPART: {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {"file": {"type": "string", "format": "binary"}},
-            }
+        "rows": {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": ["number", "null"]}},
         },
     },
-}
+)
 
 
 @router.post(
@@ -97,10 +71,7 @@ async def _score(request: Request, query: SeriesQuery, resources: Resources) -> 
     request.scope["state"]["model"] = name
     admission.check_room(name)
     rule = DecisionRule.of(scorer, query.fpr, settings.review_fpr, query.fdr)
-    media_type = check_media_type(request, (JSON, CSV, MULTIPART))
-    body = await read_body(request, settings.max_body_bytes)
-    if media_type == MULTIPART:
-        media_type, body = await asyncio.to_thread(file_of, request, body)
+    media_type, body = await read_table_body(request, settings.max_body_bytes)
     stride = query.stride or spec.stride
 
     def options() -> dict[str, Option]:
@@ -238,18 +209,6 @@ def check_windows(
 def windows_apart(spec: SeriesInput, stride: int) -> int:
     """Of so many windows in a row, the first and the next after the last share no row."""
     return -(-spec.min_rows // stride)
-
-
-def file_of(request: Request, body: bytes) -> tuple[str, bytes]:
-    """Media type and bytes of the only part of a form.
-
-    Raises:
-        MalformedInput, InvalidInput: a form that is broken, or has not one part named ``file``.
-    """
-    parts = parts_named(parse_multipart(header_of(request, b"content-type"), body, 8), "file")
-    if len(parts) > 1:
-        raise InvalidInput(f"one part named 'file' is scored at a time; got {len(parts)}")
-    return parts[0].content_type, parts[0].data
 
 
 def read_recording(spec: SeriesInput, media_type: str, body: bytes, max_cells: int) -> Recording:

@@ -1,6 +1,5 @@
 """POST /score/vectors: feature vectors, each scored by itself."""
 
-import asyncio
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -15,14 +14,13 @@ from service.contract.errors import InputTooLarge
 from service.contract.manifest import VectorInput
 from service.contract.preprocess import prepare_vectors
 from service.decision import DecisionRule
-from service.decoding.body import MULTIPART, check_media_type, read_body
 from service.decoding.vectors import Vectors, feature_name, read_csv, read_json
 from service.feedback.records import content_of, item_facts
 from service.interruption import deadline
 from service.resources import Resources, resources_of
 from service.routes import problem_docs, query_docs, read_query, timeout_s, within_rate
 from service.routes.answers import Answer, KeptAnswer, give
-from service.routes.timeseries import CSV, JSON, file_of
+from service.routes.table_bodies import JSON, described, read_table_body
 from service.schemas import VectorsBody, VectorsQuery
 from service.scoring import Scorer, Scores, contributions
 from service.settings import Settings
@@ -31,33 +29,13 @@ router = APIRouter(tags=["scoring"])
 
 _SMALL_BYTES, _SMALL_ITEMS = 16 * 1024, 64
 """Of a request that is read where it arrives, and described where it was scored."""
-_BODY = {
-    "required": True,
-    "content": {
-        JSON: {
-            "schema": {
-                "type": "object",
-                "required": ["vectors"],
-                "additionalProperties": False,
-                "properties": {
-                    "columns": {"type": "array", "items": {"type": "string"}},
-                    "vectors": {
-                        "type": "array",
-                        "items": {"type": "array", "items": {"type": "number"}},
-                    },
-                },
-            }
-        },
-        CSV: {"schema": {"type": "string"}},
-        MULTIPART: {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {"file": {"type": "string", "format": "binary"}},
-            }
-        },
+_BODY = described(
+    "vectors",
+    {
+        "columns": {"type": "array", "items": {"type": "string"}},
+        "vectors": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
     },
-}
+)
 
 
 @router.post(
@@ -88,10 +66,7 @@ async def _score(request: Request, query: VectorsQuery, resources: Resources) ->
     admission.check_room(name)
     rule = DecisionRule.of(scorer, query.fpr, settings.review_fpr, query.fdr)
     named = min(query.contributions, scorer.vector_input.features)
-    media_type = check_media_type(request, (JSON, CSV, MULTIPART))
-    body = await read_body(request, settings.max_body_bytes)
-    if media_type == MULTIPART:
-        media_type, body = await asyncio.to_thread(file_of, request, body)
+    media_type, body = await read_table_body(request, settings.max_body_bytes)
 
     def options() -> dict[str, Option]:
         return {

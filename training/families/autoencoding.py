@@ -1,7 +1,8 @@
 """What the families of autoencoders share: those of ``networks.hypersphere`` all of it."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -9,7 +10,8 @@ from jaxtyping import Float, Float32
 from pydantic import Field
 from torch import Tensor, nn
 
-from service.contract.manifest import ImageInput
+from service.contract.manifest import ImageInput, Task
+from service.detectors.base import Detection
 from training.families.base import FamilyConfig, PreparedData
 
 
@@ -22,6 +24,29 @@ class AutoencodingConfig(FamilyConfig):
     weight_decay: float = Field(5e-7, ge=0)
     milestone: float = Field(0.8, gt=0, le=1, description="share of epochs before lr / 10")
     half: bool = Field(True, description="store weights as float16")
+
+
+class Autoencoding:
+    """What a family has in common with the others whose model gives (score, reconstruction)."""
+
+    tasks: ClassVar[frozenset[Task]] = frozenset({"image", "timeseries"})
+
+    def input_defaults(self, task: Task) -> dict[str, Any]:
+        """Contrast-normalised images in [0, 1]; windows of 26 rows."""
+        if task == "image":
+            return {"contrast": "gcn", "range": "train"}
+        return {"window": 26, "smoothing": 1, "stride": 1}
+
+    def reference_scores(
+        self, model: Any, folder: Path, x: Float32[np.ndarray, "N ..."]
+    ) -> Detection:
+        """Scores and |x - x_hat| by torch; see ``Family.reference_scores``."""
+        with torch.no_grad():
+            scores, x_hat = model(torch.as_tensor(x))
+        residual = np.abs(x - x_hat.numpy())
+        if not model.series:
+            residual = residual.mean(axis=1)
+        return Detection(scores.double().numpy(), residual)
 
 
 def optimiser_of(

@@ -5,6 +5,8 @@ compare with; sizes of their published code); Gorishniy et al., Revisiting Deep 
 Tabular Data, 2021 (the residual block).
 """
 
+from abc import ABC, abstractmethod
+
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -25,20 +27,20 @@ class TimeEmbedding(nn.Module):
         return embedding
 
 
-class VectorDenoiser(nn.Module):
+class VectorDenoiser(nn.Module, ABC):
     """(x_t, t) -> eps, the noise in x_t, in two steps: what depends on t alone can be precomputed
     where the times are known.
     """
 
+    @abstractmethod
     def condition(self, t: Int64[Tensor, " N"]) -> Float[Tensor, "N C"]:
         """What the network needs of the time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def denoise(
         self, x_t: Float[Tensor, "N D"], condition: Float[Tensor, "N C"]
     ) -> Float[Tensor, "N D"]:
         """The noise in ``x_t``."""
-        raise NotImplementedError
 
     def forward(self, x_t: Float[Tensor, "N D"], t: Int64[Tensor, " N"]) -> Float[Tensor, "N D"]:
         return self.denoise(x_t, self.condition(t))

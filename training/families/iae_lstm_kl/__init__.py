@@ -29,18 +29,15 @@ Modules: ``config`` with the systems' parts; ``stages`` the losses; ``scoring`` 
 """
 
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
-import numpy as np
 import torch
-from jaxtyping import Float32
 
-from service.contract.manifest import ImageInput, Task
-from service.detectors.base import Detection
+from service.contract.manifest import ImageInput
 from service.detectors.graph import GRAPH
 from service.detectors.iae_lstm_kl import IaeLstmKlParams
 from training.export import export_onnx, fold_batchnorm, round_to_half
-from training.families.autoencoding import in_batches, is_bounded, lay_out
+from training.families.autoencoding import Autoencoding, in_batches, is_bounded, lay_out
 from training.families.base import FamilyConfig, PreparedData
 from training.families.iae_lstm_kl.config import IaeLstmKlConfig
 from training.families.iae_lstm_kl.scoring import ScoreNet
@@ -57,16 +54,10 @@ from training.run import ArrayBatches, Run
 __all__ = ["IaeLstmKl", "IaeLstmKlConfig", "centre_of", "kl_to_normal"]
 
 
-class IaeLstmKl:
+class IaeLstmKl(Autoencoding):
     """The hypersphere family's offline side."""
 
     Config: ClassVar[type[FamilyConfig]] = IaeLstmKlConfig
-    tasks: ClassVar[frozenset[Task]] = frozenset({"image", "timeseries"})
-
-    def input_defaults(self, task: Task) -> dict[str, Any]:
-        if task == "image":
-            return {"contrast": "gcn", "range": "train"}
-        return {"window": 26, "smoothing": 1, "stride": 1}
 
     def fit(self, config: IaeLstmKlConfig, data: PreparedData, run: Run) -> ScoreNet:
         series = not isinstance(data.spec, ImageInput)
@@ -112,16 +103,6 @@ class IaeLstmKl:
             radius=float(model.radius),
             selection=model.selection,
         )
-
-    def reference_scores(
-        self, model: ScoreNet, folder: Path, x: Float32[np.ndarray, "N ..."]
-    ) -> Detection:
-        with torch.no_grad():
-            scores, x_hat = model(torch.as_tensor(x))
-        residual = np.abs(x - x_hat.numpy())
-        if not model.series:
-            residual = residual.mean(axis=1)
-        return Detection(scores.double().numpy(), residual)
 
 
 def _network(

@@ -10,6 +10,7 @@ by their squared difference, not by a cross-entropy (``ae_con``). Besides, learn
 rates follow a schedule; the discriminators' highest is the paper's.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from training.networks.autoencoder import (
 from training.networks.discriminator import ImageDiscriminator, LatentDiscriminator
 
 
-class Adversarial(Reconstruction):
+class Adversarial(Reconstruction, ABC):
     """What the three have in common: steps that are taken by hand, and how."""
 
     gradient_clip = None  # each step clips its own
@@ -59,9 +60,9 @@ class Adversarial(Reconstruction):
         """What the first optimiser moves."""
         return list(self.network.parameters())
 
+    @abstractmethod
     def opposing(self) -> list[nn.Module]:
         """What each of the others moves: the discriminator, the generator."""
-        raise NotImplementedError
 
     def take_step(self, which: int, loss: Float[Tensor, ""]) -> None:
         """One step of one optimiser, and of its learning rate."""

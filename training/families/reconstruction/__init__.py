@@ -23,18 +23,17 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import lightning as L
-import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from service.contract.errors import InvalidInput
-from service.contract.manifest import ImageInput, Task
-from service.detectors.base import Detection
+from service.contract.manifest import ImageInput
 from service.detectors.graph import GRAPH
 from service.detectors.reconstruction import ReconstructionParams
 from training.export import export_onnx, fold_batchnorm, round_to_half
 from training.families.autoencoding import (
+    Autoencoding,
     in_batches,
     is_bounded,
     lay_out,
@@ -92,17 +91,10 @@ class _Training(L.LightningModule):
         return optimiser_of(self.parameters(), self.config, self.config.epochs)
 
 
-class Reconstruction:
+class Reconstruction(Autoencoding):
     """The reconstruction family's offline side."""
 
     Config: ClassVar[type[FamilyConfig]] = ReconstructionConfig
-    tasks: ClassVar[frozenset[Task]] = frozenset({"image", "timeseries"})
-
-    def input_defaults(self, task: Task) -> dict[str, Any]:
-        """As ``iae_lstm_kl``: contrast-normalised images in [0, 1], windows of 26 rows."""
-        if task == "image":
-            return {"contrast": "gcn", "range": "train"}
-        return {"window": 26, "smoothing": 1, "stride": 1}
 
     def fit(self, config: ReconstructionConfig, data: PreparedData, run: Run) -> ScoreNet:
         """The fitted model.
@@ -147,13 +139,3 @@ class Reconstruction:
             latent=model.system.net.latent,
             scales=scales if several else {},
         )
-
-    def reference_scores(
-        self, model: ScoreNet, folder: Path, x: Float32[np.ndarray, "N ..."]
-    ) -> Detection:
-        with torch.no_grad():
-            scores, x_hat = model(torch.as_tensor(x))
-        residual = np.abs(x - x_hat.numpy())
-        if not model.series:
-            residual = residual.mean(axis=1)
-        return Detection(scores.double().numpy(), residual)

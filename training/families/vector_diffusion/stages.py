@@ -1,5 +1,6 @@
 """The two trainings: to find the noise in a vector, and to tell how much there is."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning as L
@@ -26,7 +27,7 @@ def alpha_bars(times: int) -> Float64[np.ndarray, " T"]:
     return np.cumprod(1.0 - betas(times))
 
 
-class _Stage(L.LightningModule):
+class _Stage(L.LightningModule, ABC):
     def __init__(self, net: nn.Module, times: int, rate: float, weight_decay: float) -> None:
         super().__init__()
         self.net = net
@@ -40,8 +41,9 @@ class _Stage(L.LightningModule):
             self.net.parameters(), self.rate, weight_decay=self.weight_decay, fused=True
         )
 
+    @abstractmethod
     def loss(self, x: Float[Tensor, "N D"], t: Tensor, noise: Tensor) -> Float[Tensor, ""]:
-        raise NotImplementedError
+        """Of a batch, a time and a noise each."""
 
     def training_step(self, batch: tuple[Tensor, ...]) -> Tensor:
         (x,) = batch
